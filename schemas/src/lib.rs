@@ -1,0 +1,24 @@
+//! What travels through Undertone: turns and their parts, rejects, replies, deliveries and feedback as Avro in the
+//! Confluent wire format, the topics they travel on, and the headers beside them.
+//!
+//! This crate does no I/O and reads no clock; it is the one place that names `apache-avro`.
+
+pub mod codec;
+pub mod envelope;
+pub mod feedback;
+pub mod part;
+mod registry;
+pub mod reject;
+pub mod reply;
+pub mod slice;
+pub mod topic;
+pub mod turn;
+
+pub use codec::{Codec, DecodeError, EncodeError, Payload};
+pub use envelope::{Envelope, TraceParent};
+pub use feedback::Feedback;
+pub use part::{Ekman, Embedding, Emotion, Encoding, GoEmotions, Mood, Provenance};
+pub use registry::{Kind, REGISTERED, Registered, latest};
+pub use reject::{Header, Reason, Reject};
+pub use reply::{Delivery, Reply};
+pub use turn::{Sender, Skipped, Stamp, Tier, Turn, turn_id};

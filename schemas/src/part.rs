@@ -1,0 +1,179 @@
+//! What stages add to a turn. Every part carries its provenance.
+
+use serde::{Deserialize, Serialize};
+
+use crate::turn::Tier;
+
+/// Which model made a part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Name of the model, as on its card.
+    pub model: String,
+    /// Version of the model, as on its card.
+    pub version: String,
+    /// Tier that ran.
+    pub tier: Tier,
+}
+
+/// Part of stage `encode`: what the text is, before anybody interprets it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Encoding {
+    /// Which model made it.
+    pub provenance: Provenance,
+    /// The text's place in the encoder's space.
+    pub embedding: Embedding,
+    /// ISO 639-3 code of the language, where detection was sure enough.
+    pub language: Option<String>,
+    /// Probability of that language, 0 to 1.
+    pub language_confidence: Option<f32>,
+}
+
+/// A unit vector, quantised to one byte a component: component = byte (as i8) × scale.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Embedding {
+    /// `dimension` signed bytes.
+    #[serde(with = "apache_avro::serde::bytes")]
+    pub values: Vec<u8>,
+    /// Value of one step.
+    pub scale: f32,
+    /// 384 in the full tier, 256 in the fast tier.
+    pub dimension: i32,
+}
+
+impl Embedding {
+    /// Quantises a vector symmetrically: scale = max|x| / 127, rounded half away from zero. A zero vector has scale 0.
+    pub fn quantise(vector: &[f32]) -> Embedding {
+        let largest = vector.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let scale = largest / 127.0;
+        let step = |x: &f32| if scale > 0.0 { (x / scale).round().clamp(-127.0, 127.0) as i8 as u8 } else { 0 };
+        Embedding { values: vector.iter().map(step).collect(), scale, dimension: vector.len() as i32 }
+    }
+
+    /// The components, in order.
+    pub fn components(&self) -> impl ExactSizeIterator<Item = f32> + '_ {
+        self.values.iter().map(|byte| f32::from(*byte as i8) * self.scale)
+    }
+}
+
+/// Declares a record of one `f32` a label: named fields on the wire, an array in the models' order in Rust.
+macro_rules! labelled {
+    ($(#[$doc:meta])* $name:ident, $count:literal, [$($label:ident),+ $(,)?]) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+        pub struct $name { $(#[doc = concat!("`", stringify!($label), "`, 0 to 1.")] pub $label: f32,)+ }
+
+        impl $name {
+            /// The labels, in the order of the arrays.
+            pub const LABELS: [&'static str; $count] = [$(stringify!($label)),+];
+
+            /// From an array in the order of [`Self::LABELS`].
+            pub fn from_array([$($label),+]: [f32; $count]) -> Self {
+                $name { $($label),+ }
+            }
+
+            /// As an array in the order of [`Self::LABELS`].
+            pub fn to_array(&self) -> [f32; $count] {
+                [$(self.$label),+]
+            }
+        }
+    };
+}
+
+labelled! {
+    /// Probabilities of the 27 GoEmotions emotions and neutral (Demszky et al. 2020). Labels are not exclusive.
+    GoEmotions, 28, [
+        admiration, amusement, anger, annoyance, approval, caring, confusion, curiosity, desire, disappointment,
+        disapproval, disgust, embarrassment, excitement, fear, gratitude, grief, joy, love, nervousness, optimism,
+        pride, realization, relief, remorse, sadness, surprise, neutral,
+    ]
+}
+
+labelled! {
+    /// The Ekman view of GoEmotions: 1 − Π(1 − p) over the members of each class, as its authors map them.
+    Ekman, 7, [anger, disgust, fear, joy, sadness, surprise, neutral]
+}
+
+/// For each GoEmotions label, in order, the index of its class in [`Ekman::LABELS`] (the authors' mapping).
+pub const EKMAN_OF: [usize; 28] = [3, 3, 0, 0, 3, 3, 5, 5, 3, 4, 0, 1, 4, 3, 2, 3, 4, 3, 3, 2, 3, 3, 5, 3, 4, 4, 5, 6];
+
+impl GoEmotions {
+    /// The Ekman view: 1 − Π(1 − p) over the members of each class.
+    pub fn ekman(&self) -> Ekman {
+        let mut absent = [1f32; 7];
+        for (p, class) in self.to_array().iter().zip(EKMAN_OF) {
+            absent[class] *= 1.0 - p;
+        }
+        Ekman::from_array(absent.map(|a| 1.0 - a))
+    }
+}
+
+/// Part of stage `emotion`: what the words express, and the mood of the conversation with them folded in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Emotion {
+    /// Which model made it.
+    pub provenance: Provenance,
+    /// Calibrated probability of each emotion.
+    pub probabilities: GoEmotions,
+    /// The Ekman view of `probabilities`.
+    pub ekman: Ekman,
+    /// Labels whose probability reaches the model's threshold, the most probable first; `neutral` if there is none.
+    pub labels: Vec<String>,
+    /// −1 (unpleasant) to 1 (pleasant).
+    pub valence: f32,
+    /// −1 (calm) to 1 (excited), where a model of it is present.
+    pub arousal: Option<f32>,
+    /// −1 (submissive) to 1 (dominant), where a model of it is present.
+    pub dominance: Option<f32>,
+    /// How emotional the words are: 0 (neutral) to 1.
+    pub intensity: f32,
+    /// The conversation's mood after this turn; added by the fold.
+    pub mood: Option<Mood>,
+}
+
+/// The mood of a conversation, decayed over time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Mood {
+    /// Decayed mean of the valence, −1 to 1.
+    pub valence: f32,
+    /// Decayed mean of the intensity, 0 to 1.
+    pub intensity: f32,
+    /// Where the valence is going: fast minus slow decayed mean, −2 to 2.
+    pub trend: f32,
+    /// Decayed standard deviation of the valence, 0 to 1.
+    pub volatility: f32,
+    /// Decayed mean of the Ekman view.
+    pub ekman: Ekman,
+    /// Turns folded so far.
+    pub turns: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantising_keeps_every_component_within_half_a_step() {
+        let vector: Vec<f32> = (0..384).map(|i| ((i * 37 % 101) as f32 - 50.0) / 500.0).collect();
+        let embedding = Embedding::quantise(&vector);
+        for (x, y) in vector.iter().zip(embedding.components()) {
+            assert!((x - y).abs() <= embedding.scale * 0.5001, "{x} became {y}");
+        }
+        assert_eq!(Embedding::quantise(&[0.0; 4]).components().collect::<Vec<_>>(), [0.0; 4]);
+    }
+
+    #[test]
+    fn ekman_view_follows_the_authors_mapping() {
+        let members = |class: &str| -> Vec<&str> {
+            let class = Ekman::LABELS.iter().position(|l| *l == class).unwrap();
+            GoEmotions::LABELS.iter().zip(EKMAN_OF).filter(|(_, c)| *c == class).map(|(l, _)| *l).collect()
+        };
+        assert_eq!(members("anger"), ["anger", "annoyance", "disapproval"]);
+        assert_eq!(members("disgust"), ["disgust"]);
+        assert_eq!(members("fear"), ["fear", "nervousness"]);
+        assert_eq!(members("sadness"), ["disappointment", "embarrassment", "grief", "remorse", "sadness"]);
+        assert_eq!(members("surprise"), ["confusion", "curiosity", "realization", "surprise"]);
+        assert_eq!(members("joy").len(), 12);
+        let p = GoEmotions { anger: 0.5, annoyance: 0.5, ..Default::default() };
+        assert_eq!(p.ekman().anger, 0.75);
+    }
+}

@@ -1,0 +1,55 @@
+//! Slices of a context: what a stage knows of a conversation so far. Bounded in size; in the same versioned Avro as
+//! what travels, so that the previous release can read them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::part::Embedding;
+
+/// Slice of the first processor: numbers the turns of a conversation and knows the ids of the last ones.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Sequence {
+    /// Position of the last turn; 0 before the first.
+    pub position: i64,
+    /// Ids of the last turns, 16 bytes each, the newest last.
+    #[serde(with = "apache_avro::serde::bytes")]
+    pub recent: Vec<u8>,
+}
+
+/// Slice of stage `encode`: what was said lately, as vectors.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct EncodeSlice {
+    /// One for each embedding model.
+    pub spaces: Vec<Space>,
+}
+
+/// The vectors of one embedding model; those of different models are never mixed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Space {
+    /// Name and version of the model.
+    pub model: String,
+    /// Embeddings of the last turns, the newest last.
+    pub recent: Vec<Embedding>,
+}
+
+/// Slice of stage `emotion`: the mood as decayed sums (means are sums over `weight`).
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct EmotionSlice {
+    /// Turns folded so far.
+    pub turns: i64,
+    /// The latest time folded, in milliseconds since the Unix epoch.
+    pub at: i64,
+    /// Decayed number of turns.
+    pub weight: f64,
+    /// Decayed sum of the valence.
+    pub valence: f64,
+    /// Decayed sum of the squared valence.
+    pub valence_squared: f64,
+    /// Decayed sum of the intensity.
+    pub intensity: f64,
+    /// Decayed sums of the Ekman view, in the order of its labels; empty before the first turn.
+    pub ekman: Vec<f64>,
+    /// As `weight`, with the short half-life.
+    pub recent_weight: f64,
+    /// As `valence`, with the short half-life.
+    pub recent_valence: f64,
+}

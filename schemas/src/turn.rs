@@ -1,0 +1,137 @@
+//! A turn: one thing a person (or the bot) said in a conversation, with what the stages added to it.
+//!
+//! The Rust types mirror `avro/turn.avsc` field by field; the Avro schema is the contract, the golden bytes in
+//! `tests/golden.rs` hold the two together.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::part::{Emotion, Encoding};
+
+/// One thing that was said in a conversation. Intake fills the fields up to `text`; the first processor adds
+/// `position`, `stamp` and `tier`; every stage adds its own part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Turn {
+    /// [`turn_id`]: the same message sent twice has the same id.
+    pub id: Uuid,
+    /// One chat of one bot or one web room; the Kafka key, so that a conversation is in order on one partition.
+    pub conversation: String,
+    /// When it was said, in milliseconds since the Unix epoch, by the source's clock.
+    pub at: i64,
+    /// When intake took it, in milliseconds since the Unix epoch.
+    pub received_at: i64,
+    /// Where it came from: `telegram` or `websocket`.
+    pub source: String,
+    /// What it is: `message`, `caption`, `edit`, `channel_post`, `callback`, `business_message` or `reply`.
+    pub kind: String,
+    /// The configured name of the bot that it was said to.
+    pub bot: Option<String>,
+    /// The source's own id: Telegram's update id, or the client's id of a frame.
+    pub external_id: String,
+    /// Who said it; absent where the source does not tell (anonymous channel posts).
+    pub sender: Option<Sender>,
+    /// `private`, `group`, `supergroup`, `channel` or `room`; absent where the source does not tell.
+    pub chat_kind: Option<String>,
+    /// The source's id of the message within its chat.
+    pub message_id: Option<String>,
+    /// The source's id of the message that this one answers.
+    pub reply_to: Option<String>,
+    /// The language that the source claims for the sender, as an IETF tag; a hint, never trusted.
+    pub language_hint: Option<String>,
+    /// The words, bounded at intake.
+    pub text: String,
+    /// Dense number within the conversation (1, 2, 3 …), given by the first processor.
+    #[serde(default)]
+    pub position: Option<i64>,
+    /// Place in `turns.received`, given by the first processor.
+    #[serde(default)]
+    pub stamp: Option<Stamp>,
+    /// The tier that the first processor chose for all stages of this turn.
+    #[serde(default)]
+    pub tier: Option<Tier>,
+    /// Stages that left their part absent, and why.
+    #[serde(default)]
+    pub skipped: Vec<Skipped>,
+    /// Part of stage `encode`.
+    #[serde(default)]
+    pub encoding: Option<Encoding>,
+    /// Part of stage `emotion`.
+    #[serde(default)]
+    pub emotion: Option<Emotion>,
+}
+
+/// Who said a turn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sender {
+    /// The source's id of the person or chat that speaks.
+    pub id: String,
+    /// A name to show.
+    pub name: Option<String>,
+    /// Whether a bot speaks.
+    pub bot: bool,
+}
+
+/// A place in `turns.received`: the last turn folded into a slice of a context, or where a turn came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Partition of `turns.received`.
+    pub partition: i32,
+    /// Offset in that partition.
+    pub offset: i64,
+}
+
+/// A stage that could not serve a turn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Name of the stage.
+    pub stage: String,
+    /// Why, as a stable word such as `unsupported_language` or `empty_text`.
+    pub reason: String,
+}
+
+/// Which models serve a turn; recorded in every part's provenance. A string on the wire, because the set may grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// Transformer encoder.
+    Full,
+    /// N-gram and static embedding.
+    Fast,
+}
+
+impl Tier {
+    /// The word on the wire and in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Full => "full",
+            Tier::Fast => "fast",
+        }
+    }
+}
+
+/// Namespace of turn ids: UUIDv5 of the DNS namespace and `turn.undertone.dev`.
+const NAMESPACE: Uuid = Uuid::from_u128(0x6d0d_3f0a_6e0e_5d8f_9a35_0c1e_6a4f_7b21);
+
+/// The id of a turn: UUIDv5 of source, conversation, bot or sender, and the source's own id, so that the same message
+/// sent twice has the same id. The parts are length-prefixed, so that no two different inputs meet.
+pub fn turn_id(source: &str, conversation: &str, bot_or_sender: &str, external_id: &str) -> Uuid {
+    let mut name = Vec::with_capacity(32 + source.len() + conversation.len() + bot_or_sender.len() + external_id.len());
+    for part in [source, conversation, bot_or_sender, external_id] {
+        name.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        name.extend_from_slice(part.as_bytes());
+    }
+    Uuid::new_v5(&NAMESPACE, &name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn same_message_has_the_same_id_and_shifted_parts_do_not() {
+        let id = turn_id("telegram", "telegram:helper:42", "helper", "7");
+        assert_eq!(id, turn_id("telegram", "telegram:helper:42", "helper", "7"));
+        assert_ne!(turn_id("a", "bc", "", "d"), turn_id("ab", "c", "", "d"));
+        assert_eq!(id.get_version_num(), 5);
+    }
+}

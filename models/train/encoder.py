@@ -74,7 +74,7 @@ def checkpoint(folder):
     return tables, layers, float(config["layer_norm_eps"])
 
 
-def embed(graph, tables, epsilon, quantised):
+def embed_tokens(graph, tables, epsilon, quantised):
     """Word, position and type vectors added and normalised; the word table in int8 with a scale a row."""
     words = tables["words"]
     if quantised:
@@ -121,7 +121,7 @@ def linear(graph, name, x, weight, bias, plan):
 def build(tables, layers, epsilon, plans=None):
     """The whole graph; `plans` maps (layer, linear) to its quantisation, None gives float with every linear's input as an output."""
     graph = Graph()
-    x = embed(graph, tables, epsilon, plans is not None)
+    x = embed_tokens(graph, tables, epsilon, plans is not None)
     graph.node("Cast", ["attention_mask"], "mask.int", to=TensorProto.INT32)
     watched = []
     for i, layer in enumerate(layers):
@@ -266,3 +266,20 @@ def export(folder, calibration_texts, check_texts, out):
     cosines = [float(session.run(None, feeds(x))[0][0] @ reference.run(["embedding"], feeds(x))[0][0]) for x in check]
     return {"bytes": Path(out).stat().st_size, "cosine_median": float(np.median(cosines)), "cosine_p01": float(np.percentile(cosines, 1)),
             "cosine_worst": min(cosines), "texts": len(check), "equal_in_batches": equal_in_batches(session, check)}
+
+
+def embed(session, tokenizer, texts, batch=16, progress=None):
+    """Embeddings [texts, 384] of the exported graph, in batches of equal length."""
+    ids = encode_ids(tokenizer, texts)
+    order = sorted(range(len(ids)), key=lambda i: ids[i].shape[1])
+    out, start = np.zeros((len(ids), HIDDEN), np.float32), 0
+    while start < len(order):
+        length, end = ids[order[start]].shape[1], start + 1
+        while end < len(order) and end - start < batch and ids[order[end]].shape[1] == length:
+            end += 1
+        chosen = order[start:end]
+        out[chosen] = session.run(["embedding"], feeds(np.concatenate([ids[i] for i in chosen])))[0]
+        start = end
+        if progress:
+            progress(start, len(order))
+    return out

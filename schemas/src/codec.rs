@@ -33,10 +33,10 @@ payloads!(Turn, Reject, Reply, Delivery, Feedback, Sequence, EncodeSlice, Emotio
 
 /// Why a value could not be written: a fault of ours, the value does not fit its schema.
 #[derive(Debug, thiserror::Error)]
-#[error("encode {kind}: {source}", kind = kind.name())]
+#[error("encode {kind}: {problem}", kind = kind.name())]
 pub struct EncodeError {
     kind: Kind,
-    source: Box<apache_avro::Error>,
+    problem: String,
 }
 
 /// Why bytes could not be read: the fault of whoever wrote them.
@@ -62,12 +62,12 @@ pub enum DecodeError {
         expected: Kind,
     },
     /// The body is not what the schema says.
-    #[error("body does not follow schema id {id}: {source}")]
+    #[error("body does not follow schema id {id}: {problem}")]
     Malformed {
         /// The id that was read.
         id: u32,
         /// Where it went wrong.
-        source: Box<apache_avro::Error>,
+        problem: String,
     },
     /// The body ends before the value does.
     #[error("{0} bytes follow the Avro body")]
@@ -116,7 +116,7 @@ impl Codec {
         let (id, writer) = &self.writers[&T::KIND];
         out.push(MAGIC);
         out.extend_from_slice(&id.to_be_bytes());
-        writer.write_ser(out, value).map_err(|e| EncodeError { kind: T::KIND, source: Box::new(e) })?;
+        writer.write_ser(out, value).map_err(|e| EncodeError { kind: T::KIND, problem: brief(&e) })?;
         Ok(())
     }
 
@@ -147,8 +147,18 @@ impl Codec {
             return Err(DecodeError::WrongKind { id, found: *kind, expected: T::KIND });
         }
         let value = reader.read_deser(&mut body);
-        let value = value.map_err(|e| DecodeError::Malformed { id, source: Box::new(e) })?;
+        let value = value.map_err(|e| DecodeError::Malformed { id, problem: brief(&e) })?;
         if body.is_empty() { Ok(value) } else { Err(DecodeError::Trailing(body.len())) }
+    }
+}
+
+/// The end of an error's text: apache-avro puts the whole schema before what is wrong.
+fn brief(error: &apache_avro::Error) -> String {
+    const CHARS_MAX: usize = 160;
+    let text = error.to_string();
+    match text.char_indices().rev().nth(CHARS_MAX) {
+        None => text,
+        Some((start, _)) => format!("…{}", &text[start..]),
     }
 }
 

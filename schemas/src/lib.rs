@@ -3,6 +3,8 @@
 //!
 //! This crate does no I/O and reads no clock; it is the one place that names `apache-avro`.
 
+#![warn(clippy::unwrap_used)]
+
 pub mod codec;
 pub mod envelope;
 pub mod feedback;

@@ -91,7 +91,7 @@ pub struct Skipped {
 
 /// Which models serve a turn; recorded in every part's provenance. A string on the wire, because the set may grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(into = "&'static str", try_from = "String")]
 pub enum Tier {
     /// Transformer encoder.
     Full,
@@ -105,6 +105,24 @@ impl Tier {
         match self {
             Tier::Full => "full",
             Tier::Fast => "fast",
+        }
+    }
+}
+
+impl From<Tier> for &'static str {
+    fn from(tier: Tier) -> &'static str {
+        tier.name()
+    }
+}
+
+impl TryFrom<String> for Tier {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Tier, String> {
+        match name.as_str() {
+            "full" => Ok(Tier::Full),
+            "fast" => Ok(Tier::Fast),
+            _ => Err(format!("tier `{name}` is neither `full` nor `fast`")),
         }
     }
 }

@@ -1,0 +1,41 @@
+"""card.json of a model family: what the program reads before it loads a file, and what a person may want to check.
+
+Promises: lists every file that the program loads, with its checksum; keeps nothing of an older card. Leaves out: prose
+(the README beside it).
+"""
+
+import json
+from pathlib import Path
+
+from sources import sha256_of
+
+FAMILIES = {
+    "encoder": {
+        "model": "all-MiniLM-L6-v2-int8", "version": "1", "licence": "Apache-2.0",
+        "files": {
+            "encoder.onnx": (["input_ids", "attention_mask", "token_type_ids"], ["embedding"]),
+            "tokenizer.json": ([], []),
+        },
+    },
+    "static": {
+        "model": "potion-base-8M-int8", "version": "1", "licence": "MIT",
+        "files": {"static.safetensors": ([], ["embeddings", "scale"]), "tokenizer.json": ([], [])},
+    },
+    "emotion": {
+        "model": "undertone-emotion", "version": "1", "licence": "Apache-2.0",
+        "files": {
+            "ngram.safetensors": ([], ["bias", "idf", "weight", "weight_scale"]),
+            "head.safetensors": ([], [f"{t}.{n}" for t in ("fast", "full") for n in ("bias", "ekman_threshold", "fusion", "threshold", "weight")]),
+        },
+    },
+}
+
+
+def write(models, family, **more):
+    """Writes models/family/card.json; `more` is added as it is (what was measured, sources)."""
+    about = FAMILIES[family]
+    folder = Path(models) / family
+    files = {name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size, "inputs": inputs, "outputs": outputs}
+             for name, (inputs, outputs) in about["files"].items()}
+    card = {"model": about["model"], "version": about["version"], "licence": about["licence"], "files": files, **more}
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")

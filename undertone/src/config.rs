@@ -1,0 +1,375 @@
+//! The settings: their types, and what must hold between them.
+//!
+//! The defaults live in `config/default.toml`, which is compiled in and documents every key; [`load`] lays one file and
+//! the environment over it. This module reads no clock and opens no port; it touches the disk only to read the file
+//! that it was given and the files that hold secrets.
+
+mod load;
+mod secret;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+pub use load::{DEFAULT, Error, load, table};
+pub use secret::masked;
+
+/// All settings, complete.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where state lives.
+    pub data: Data,
+    /// The one HTTP listener.
+    pub http: Http,
+    /// The embedded broker.
+    pub broker: Broker,
+    /// The log's client, and whose brokers it talks to.
+    pub kafka: Kafka,
+    /// Bounds of intake.
+    pub ingest: Ingest,
+    /// Telegram.
+    pub telegram: Telegram,
+    /// The model stages.
+    pub processors: Processors,
+    /// The store of contexts.
+    pub context: Context,
+    /// The store of turns.
+    pub history: History,
+    /// Where models are.
+    pub models: Models,
+    /// How a stop goes.
+    pub shutdown: Shutdown,
+    /// The log of the program, not of the turns.
+    pub log: Log,
+}
+
+/// `[data]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// The folder under which all state lives.
+    pub dir: PathBuf,
+}
+
+/// `[http]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// Address of the listener.
+    pub listen: SocketAddr,
+    /// Whether an address that other machines reach is wanted.
+    pub allow_remote: bool,
+}
+
+/// `[broker]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Broker {
+    /// Address of the listener.
+    pub listen: SocketAddr,
+    /// Whether an address that other machines reach is wanted.
+    pub allow_remote: bool,
+    /// The host that clients are told; empty: that of `listen`.
+    pub advertised_host: String,
+    /// Where the log lives; empty: under the data folder.
+    pub dir: PathBuf,
+    /// What an acknowledgement promises.
+    pub fsync: Fsync,
+    /// Longest time between two syncs, in milliseconds.
+    pub fsync_interval_ms: u64,
+}
+
+/// What an acknowledgement of the embedded broker promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fsync {
+    /// It survives kill -9.
+    Interval,
+    /// It survives a power cut.
+    Acknowledge,
+}
+
+/// `[kafka]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kafka {
+    /// host:port,host:port; empty: the embedded broker.
+    pub bootstrap: String,
+    /// Stable name of this process.
+    pub instance: String,
+    /// Partitions of topics created here.
+    pub partitions: i32,
+    /// Copies of each partition of topics created here.
+    pub replication: i32,
+    /// Whether missing topics are created at the start.
+    pub create_topics: bool,
+    /// Patience with brokers out of reach at the start, in seconds.
+    pub connect_seconds_max: u64,
+    /// Further settings of librdkafka; secrets among them.
+    pub properties: BTreeMap<String, SecretString>,
+}
+
+/// `[ingest]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ingest {
+    /// Largest body of a webhook call, in bytes.
+    pub body_bytes_max: usize,
+    /// Patience with the log, in milliseconds.
+    pub acknowledge_ms_max: u64,
+    /// Intake stops below this much free disk, in bytes.
+    pub disk_free_bytes_min: u64,
+}
+
+/// `[telegram]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telegram {
+    /// Bots by the name in their webhook's path.
+    pub bots: BTreeMap<String, Bot>,
+}
+
+/// `[telegram.bots.NAME]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bot {
+    /// The secret token that Telegram sends with every update.
+    pub webhook_secret: SecretString,
+}
+
+/// `[processors]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Processors {
+    /// Consumer group.
+    pub group: String,
+    /// Contiguous run of stages; empty: all.
+    pub stages: Vec<String>,
+    /// Which models serve.
+    pub tier: Tier,
+    /// Lag over which `auto` takes the fast tier, in seconds.
+    pub lag_seconds_max: u64,
+    /// Most turns in one batch.
+    pub batch_turns_max: usize,
+}
+
+/// Which models serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// Full, and fast while the lag is over its bound.
+    Auto,
+    /// Transformer encoder.
+    Full,
+    /// N-gram and static embedding.
+    Fast,
+}
+
+/// `[context]`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Context {
+    /// Where contexts live.
+    #[serde(flatten)]
+    pub backend: ContextBackend,
+    /// Whether no other machine processes turns of this Kafka.
+    pub only_machine: bool,
+}
+
+/// Where contexts live, by `kind`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum ContextBackend {
+    /// One file on this machine.
+    Sqlite {
+        /// Empty: under the data folder.
+        path: PathBuf,
+    },
+}
+
+/// `[history]`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct History {
+    /// Where turns are kept.
+    #[serde(flatten)]
+    pub backend: HistoryBackend,
+    /// Consumer group of the writer.
+    pub group: String,
+}
+
+/// Where turns are kept, by `kind`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum HistoryBackend {
+    /// One file on this machine.
+    Sqlite {
+        /// Empty: under the data folder.
+        path: PathBuf,
+    },
+}
+
+/// `[models]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Models {
+    /// Folder of the models; empty: look for it.
+    pub dir: PathBuf,
+    /// The ONNX Runtime library; empty: look for it.
+    pub onnxruntime: PathBuf,
+}
+
+/// `[shutdown]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shutdown {
+    /// Longest clean stop, in seconds.
+    pub drain_seconds_max: u64,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// How lines look.
+    pub format: LogFormat,
+    /// A level, or a filter by module.
+    pub level: String,
+}
+
+/// How lines of the log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people where the error stream is a terminal, JSON elsewhere.
+    Auto,
+    /// One object a line.
+    Json,
+    /// For people.
+    Terminal,
+}
+
+impl Config {
+    /// The defaults on free ports, with everything under `dir`: what tests and `--ephemeral` start from.
+    pub fn at(dir: &Path) -> Config {
+        let mut config = load(None, []).expect("the compiled-in defaults load: a test reads them");
+        config.data.dir = dir.to_owned();
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.http.listen = free;
+        config.broker.listen = free;
+        config
+    }
+
+    /// Whether the log is the broker in this program.
+    pub fn is_embedded(&self) -> bool {
+        self.kafka.bootstrap.is_empty()
+    }
+
+    /// Where the embedded broker keeps the log.
+    pub fn broker_dir(&self) -> PathBuf {
+        or_under(&self.broker.dir, &self.data.dir, "broker")
+    }
+
+    /// The file of the contexts.
+    pub fn context_path(&self) -> PathBuf {
+        let ContextBackend::Sqlite { path } = &self.context.backend;
+        or_under(path, &self.data.dir, "contexts.sqlite")
+    }
+
+    /// The file of the history.
+    pub fn history_path(&self) -> PathBuf {
+        let HistoryBackend::Sqlite { path } = &self.history.backend;
+        or_under(path, &self.data.dir, "history.sqlite")
+    }
+
+    /// What must hold between settings; each value alone is checked by its type.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] with the mend.
+    pub fn check(&self) -> Result<(), Error> {
+        let loopback = |listen: SocketAddr, allowed: bool, section: &str, why: &str| {
+            if listen.ip().is_loopback() || allowed {
+                return Ok(());
+            }
+            let mend = format!(
+                "use 127.0.0.1, or set [{section}] allow_remote = true behind something that asks for credentials"
+            );
+            conflict(format!("[{section}] listen = \"{listen}\" is reached by other machines, and {why}"), mend)
+        };
+        loopback(self.http.listen, self.http.allow_remote, "http", "there are no accounts yet")?;
+        let open = "the embedded broker asks nobody for a password";
+        loopback(self.broker.listen, self.broker.allow_remote, "broker", open)?;
+        let positive = [
+            ("kafka", "partitions", i64::from(self.kafka.partitions)),
+            ("kafka", "replication", i64::from(self.kafka.replication)),
+            ("broker", "fsync_interval_ms", self.broker.fsync_interval_ms as i64),
+            ("ingest", "body_bytes_max", self.ingest.body_bytes_max as i64),
+            ("ingest", "acknowledge_ms_max", self.ingest.acknowledge_ms_max as i64),
+            ("processors", "batch_turns_max", self.processors.batch_turns_max as i64),
+        ];
+        for (section, key, value) in positive {
+            if value < 1 {
+                return conflict(format!("[{section}] {key} = {value} is too small"), "give 1 or more".to_owned());
+            }
+        }
+        for (section, key, text) in [
+            ("kafka", "instance", &self.kafka.instance),
+            ("processors", "group", &self.processors.group),
+            ("history", "group", &self.history.group),
+        ] {
+            if text.is_empty() {
+                return conflict(format!("[{section}] {key} is empty"), "give it a name".to_owned());
+            }
+        }
+        self.check_bots()
+    }
+
+    fn check_bots(&self) -> Result<(), Error> {
+        use secrecy::ExposeSecret;
+        // Telegram's rules for setWebhook's secret_token.
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        for (name, bot) in &self.telegram.bots {
+            let secret = bot.webhook_secret.expose_secret();
+            if secret.is_empty() || secret.len() > 256 || !secret.bytes().all(allowed) {
+                return conflict(
+                    format!("[telegram.bots.{name}] webhook_secret is not a secret token of Telegram"),
+                    "give 1 to 256 characters of A-Z, a-z, 0-9, _ and -".to_owned(),
+                );
+            }
+            if name.is_empty() || !name.bytes().all(allowed) {
+                return conflict(
+                    format!("[telegram.bots.{name}] is no name for a webhook's path"),
+                    "use A-Z, a-z, 0-9, _ and -".to_owned(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what would split contexts silently: contexts on this machine, turns processed by others too.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] with the mend.
+    pub fn check_only_machine(&self) -> Result<(), Error> {
+        let ContextBackend::Sqlite { .. } = self.context.backend;
+        if self.is_embedded() || self.context.only_machine {
+            return Ok(());
+        }
+        conflict(
+            "[kafka] bootstrap names an outside Kafka, and [context] kind = \"sqlite\" keeps contexts on this machine \
+             only: a second machine would split them"
+                .to_owned(),
+            "set [context] only_machine = true if no other machine processes turns of this Kafka".to_owned(),
+        )
+    }
+}
+
+fn or_under(path: &Path, dir: &Path, name: &str) -> PathBuf {
+    if path.as_os_str().is_empty() { dir.join(name) } else { path.to_owned() }
+}
+
+fn conflict(what: String, mend: String) -> Result<(), Error> {
+    Err(Error::Conflict { what, mend })
+}

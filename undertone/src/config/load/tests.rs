@@ -1,0 +1,148 @@
+//! What the settings promise to whoever writes them.
+
+use secrecy::ExposeSecret;
+
+use super::super::masked;
+use super::*;
+
+fn with_file(text: &str) -> Result<Config, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("undertone.toml");
+    std::fs::write(&path, text).unwrap();
+    load(Some(&path), [])
+}
+
+fn with_variable(name: &str, value: &str) -> Result<Config, Error> {
+    load(None, [(name.to_owned(), value.to_owned())])
+}
+
+#[test]
+fn defaults_are_complete_and_loopback_only() {
+    let config = load(None, []).unwrap();
+    assert_eq!(config.http.listen.to_string(), "127.0.0.1:8080");
+    assert!(config.is_embedded());
+    assert_eq!(config.context_path(), Path::new("data/contexts.sqlite"));
+    config.check_only_machine().unwrap();
+}
+
+#[test]
+fn variable_wins_over_file_and_file_over_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("undertone.toml");
+    std::fs::write(&path, "[kafka]\ninstance = \"file\"\npartitions = 3\n").unwrap();
+    let config = load(Some(&path), [("UNDERTONE__KAFKA__INSTANCE".into(), "env".into())]).unwrap();
+    assert_eq!((config.kafka.instance.as_str(), config.kafka.partitions, config.kafka.replication), ("env", 3, 1));
+}
+
+#[test]
+fn unknown_key_in_the_file_is_refused_with_the_nearest_name() {
+    let message = with_file("[http]\nlistne = \"127.0.0.1:1\"\n").unwrap_err().to_string();
+    assert!(message.contains("http.listne") && message.contains("did you mean http.listen?"), "{message}");
+    let message = with_file("[htpt]\nlisten = \"127.0.0.1:1\"\n").unwrap_err().to_string();
+    assert!(message.contains("did you mean http?"), "{message}");
+    let message = with_file("[telegram.bots.helper]\nwebhook_secert = \"x\"\n").unwrap_err().to_string();
+    assert!(message.contains("did you mean telegram.bots.helper.webhook_secret?"), "{message}");
+}
+
+#[test]
+fn unknown_variable_is_refused_with_the_nearest_name() {
+    let message = with_variable("UNDERTONE__KAFKA__BOOTSTARP", "x").unwrap_err().to_string();
+    assert!(message.starts_with("UNDERTONE__KAFKA__BOOTSTARP: "), "{message}");
+    assert!(message.contains("did you mean kafka.bootstrap?"), "{message}");
+    assert!(with_variable("UNDERTONE__NOTHING__LIKE__THIS", "x").is_err());
+    assert!(with_variable("UNDERTONE_TEST_SOMETHING", "x").is_ok(), "only the prefix with two underscores is ours");
+}
+
+#[test]
+fn secret_that_looks_like_a_number_still_loads_as_text() {
+    for number in ["12345", "0x1F", "1_000", "1e5", "true", "1979-05-27"] {
+        let config = with_file(&format!("[telegram.bots.b]\nwebhook_secret = {number}\n"));
+        let config = config.unwrap_or_else(|e| panic!("{number}: {e}"));
+        assert_eq!(config.telegram.bots["b"].webhook_secret.expose_secret(), number);
+        let config = with_variable("UNDERTONE__TELEGRAM__BOTS__B__WEBHOOK_SECRET", number).unwrap();
+        assert_eq!(config.telegram.bots["b"].webhook_secret.expose_secret(), number);
+    }
+}
+
+#[test]
+fn secret_comes_from_a_file_without_its_line_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    std::fs::write(&path, "s3cret\n").unwrap();
+    let path = path.display().to_string();
+    let name = "UNDERTONE__TELEGRAM__BOTS__B__WEBHOOK_SECRET_FILE";
+    let config = with_variable(name, &path).unwrap();
+    assert_eq!(config.telegram.bots["b"].webhook_secret.expose_secret(), "s3cret");
+    let both = [(name.to_owned(), path), ("UNDERTONE__TELEGRAM__BOTS__B__WEBHOOK_SECRET".to_owned(), "x".to_owned())];
+    assert!(matches!(load(None, both), Err(Error::Conflict { .. })));
+    let missing = with_variable(name, "/nowhere/token").unwrap_err().to_string();
+    assert!(missing.contains("/nowhere/token"), "{missing}");
+}
+
+#[test]
+fn no_secret_is_printed_not_even_by_errors() {
+    let secret = "hunter2hunter2";
+    let name = "UNDERTONE__TELEGRAM__BOTS__B__WEBHOOK_SECRET".to_owned();
+    let property = "UNDERTONE__KAFKA__PROPERTIES__SASL_PASSWORD".to_owned();
+    let variables = [(name.clone(), secret.to_owned()), (property, secret.to_owned())];
+    let printed = masked(&table(None, variables.clone()).unwrap()).to_string();
+    assert!(printed.contains("webhook_secret") && printed.contains("sasl.password"), "{printed}");
+    assert!(!printed.contains(secret), "{printed}");
+    assert!(!format!("{:?}", load(None, variables).unwrap()).contains(secret));
+    let broken = [
+        with_file(&format!("[telegram.bots.b]\nwebhook_secret = \"{secret}\"\nwebhook_secret = \"{secret}\"\n")),
+        with_file(&format!("[telegram.bots.b]\nwebhook_secret = \"{secret}\n")),
+        with_file(&format!("[telegram.bots.b]\nwebhook_secret = [\"{secret}\"]\n")),
+        with_variable(&name, &format!("{secret} with spaces")),
+    ];
+    for broken in broken {
+        let message = broken.unwrap_err().to_string();
+        assert!(!message.contains(secret), "{message}");
+    }
+}
+
+#[test]
+fn client_properties_keep_their_dots() {
+    let config = with_file("[kafka.properties]\nsasl.username = \"u\"\n\"sasl.password\" = \"p\"\n").unwrap();
+    let names: Vec<&str> = config.kafka.properties.keys().map(String::as_str).collect();
+    assert_eq!(names, ["sasl.password", "sasl.username"]);
+    let config = with_variable("UNDERTONE__KAFKA__PROPERTIES__SECURITY_PROTOCOL", "SASL_SSL").unwrap();
+    assert_eq!(config.kafka.properties["security.protocol"].expose_secret(), "SASL_SSL");
+}
+
+#[test]
+fn values_of_the_wrong_kind_name_the_key_and_what_it_must_be() {
+    for (text, wanted) in [
+        ("[kafka]\npartitions = \"many\"\n", "kafka.partitions must be a whole number"),
+        ("[http]\nallow_remote = 1\n", "http.allow_remote must be true or false"),
+        ("[processors]\nstages = [1]\n", "processors.stages must be a list of texts"),
+        ("http = 1\n", "http must be a table"),
+    ] {
+        let message = with_file(text).unwrap_err().to_string();
+        assert!(message.contains(wanted), "{message}");
+    }
+    let message = with_variable("UNDERTONE__KAFKA__PARTITIONS", "many").unwrap_err().to_string();
+    assert!(message.contains("kafka.partitions must be a whole number"), "{message}");
+    let message = with_file("[history]\nkind = \"cassandra\"\n").unwrap_err().to_string();
+    assert!(message.contains("cassandra") && message.contains("sqlite"), "{message}");
+}
+
+#[test]
+fn listener_that_other_machines_reach_needs_a_word() {
+    for (section, key) in [("http", "HTTP"), ("broker", "BROKER")] {
+        let listen = (format!("UNDERTONE__{key}__LISTEN"), "0.0.0.0:0".to_owned());
+        let message = load(None, [listen.clone()]).unwrap_err().to_string();
+        assert!(message.contains(&format!("[{section}] allow_remote = true")), "{message}");
+        let allow = (format!("UNDERTONE__{key}__ALLOW_REMOTE"), "true".to_owned());
+        load(None, [listen, allow]).unwrap();
+    }
+}
+
+#[test]
+fn embedded_contexts_with_an_outside_kafka_need_a_word() {
+    let bootstrap = ("UNDERTONE__KAFKA__BOOTSTRAP".to_owned(), "kafka:9092".to_owned());
+    let config = load(None, [bootstrap.clone()]).unwrap();
+    assert!(config.check_only_machine().unwrap_err().to_string().contains("only_machine = true"));
+    let only = ("UNDERTONE__CONTEXT__ONLY_MACHINE".to_owned(), "true".to_owned());
+    load(None, [bootstrap, only]).unwrap().check_only_machine().unwrap();
+}

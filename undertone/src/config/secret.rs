@@ -1,0 +1,52 @@
+//! Secrets among the settings: which keys are secret, reading them from files, and masking them.
+
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use super::load::{Error, read};
+
+const FILE: &str = "_file";
+const MASK: &str = "(set, not shown)";
+
+/// Whether the value of this key is a secret.
+fn is_secret(key: &str) -> bool {
+    let key = key.to_lowercase();
+    !key.ends_with(FILE)
+        && ["password", "secret", "token", "jaas", "oauthbearer.config", ".pem"].iter().any(|word| key.contains(word))
+}
+
+/// The settings with every secret replaced by a remark.
+pub fn masked(table: &Table) -> Table {
+    let mask = |(key, value): (&String, &Value)| {
+        let value = match value {
+            Value::Table(nested) => Value::Table(masked(nested)),
+            Value::String(text) if is_secret(key) && !text.is_empty() => Value::String(MASK.to_owned()),
+            other => other.clone(),
+        };
+        (key.clone(), value)
+    };
+    table.iter().map(mask).collect()
+}
+
+/// Replaces every `SECRET_file = path` by `SECRET = content`, without the line end that editors add.
+pub(super) fn read_files(table: &mut Table) -> Result<(), Error> {
+    let files: Vec<String> = table.keys().filter(|k| k.strip_suffix(FILE).is_some_and(is_secret)).cloned().collect();
+    for key in files {
+        let name = key.strip_suffix(FILE).expect("filtered by this suffix").to_owned();
+        let Some(Value::String(path)) = table.remove(&key) else { continue };
+        if path.is_empty() {
+            continue;
+        }
+        if table.contains_key(&name) {
+            let what = format!("both {name} and {key} are set");
+            return Err(Error::Conflict { what, mend: "give one of them".to_owned() });
+        }
+        let text = read(Path::new(&path))?;
+        table.insert(name, Value::String(text.trim_end_matches(['\r', '\n']).to_owned()));
+    }
+    for nested in table.iter_mut().filter_map(|(_, value)| value.as_table_mut()) {
+        read_files(nested)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! What the program says of itself: its log, by one subscriber for the process, and its metrics, by one registry for
+//! each pipeline.
+//!
+//! The log never holds message text or secrets; crates keep to that where they write. The subscriber is the one thing
+//! that is global, and only `main` sets it.
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context as _;
+use opentelemetry::metrics::{Meter, MeterProvider as _};
+use opentelemetry_sdk::metrics::{Aggregation, Instrument, InstrumentKind, SdkMeterProvider, Stream};
+use prometheus::{Registry, TextEncoder};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::config::{Log, LogFormat};
+
+/// Sets the process's subscriber: to the error stream, or to a file where the terminal is drawn on.
+///
+/// # Errors
+/// The filter cannot be read, the file cannot be opened, or there is a subscriber already.
+pub fn start_log(log: &Log, file: Option<&Path>) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&log.level).with_context(|| {
+        format!("read [log] level = \"{}\"; give error, warn, info, debug, trace, or module=level,…", log.level)
+    })?;
+    let Some(path) = file else {
+        let terminal = std::io::stderr().is_terminal();
+        return install(log.format, terminal, filter, std::io::stderr);
+    };
+    let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    let opened = opened.with_context(|| format!("open the log file {}", path.display()))?;
+    install(log.format, false, filter, Mutex::new(Arc::new(opened)))
+}
+
+fn install<W>(format: LogFormat, terminal: bool, filter: EnvFilter, writer: W) -> anyhow::Result<()>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let readable = format == LogFormat::Terminal || (format == LogFormat::Auto && terminal);
+    let set = if readable {
+        builder.with_ansi(terminal).with_target(false).try_init()
+    } else {
+        builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
+    };
+    set.map_err(|e| anyhow::anyhow!("set the log's subscriber: {e}"))
+}
+
+/// Bounds of the buckets of every latency, in seconds: a turn takes milliseconds, a backlog minutes.
+const LATENCY_BOUNDS_S: [f64; 17] =
+    [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0, 60.0, 600.0];
+
+/// Histograms of seconds get bounds that fit; the SDK's own begin at five.
+fn latency_view(instrument: &Instrument) -> Option<Stream> {
+    if instrument.kind() != InstrumentKind::Histogram || instrument.unit() != "s" {
+        return None;
+    }
+    let buckets = Aggregation::ExplicitBucketHistogram { boundaries: LATENCY_BOUNDS_S.to_vec(), record_min_max: false };
+    Stream::builder().with_aggregation(buckets).build().ok()
+}
+
+/// The metrics of one pipeline.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    provider: SdkMeterProvider,
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Metrics of their own: two pipelines in one process do not meet.
+    pub fn new() -> Metrics {
+        let registry = Registry::new();
+        let exporter = opentelemetry_prometheus::exporter().with_registry(registry.clone()).scope_info_enabled(false);
+        let exporter = exporter.build().expect("a new registry takes its first collector");
+        let provider = SdkMeterProvider::builder().with_reader(exporter).with_view(latency_view).build();
+        Metrics { provider, registry }
+    }
+
+    /// What roles count with.
+    pub fn meter(&self) -> Meter {
+        self.provider.meter("undertone")
+    }
+
+    /// The current figures in Prometheus' text format.
+    ///
+    /// # Errors
+    /// Two instruments of one name and different kinds: a fault of the program.
+    pub fn text(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::KeyValue;
+
+    use super::*;
+
+    #[test]
+    fn two_pipelines_count_apart() {
+        let (one, other) = (Metrics::new(), Metrics::new());
+        one.meter().u64_counter("undertone.test").build().add(3, &[KeyValue::new("kind", "a")]);
+        let histogram = one.meter().f64_histogram("undertone.latency").with_unit("s").build();
+        histogram.record(0.25, &[]);
+        let text = one.text().unwrap();
+        assert!(text.contains("undertone_test_total{kind=\"a\"} 3"), "{text}");
+        assert!(text.contains("undertone_latency_seconds_sum 0.25"), "{text}");
+        assert!(text.contains("undertone_latency_seconds_bucket{le=\"0.25\"} 1"), "{text}");
+        assert!(!other.text().unwrap().contains("undertone_test"));
+    }
+}

@@ -1,1 +1,11 @@
-//! store
+//! Everything that holds data outside the process: the log (Kafka), contexts, history.
+//!
+//! The one place that names rdkafka and rusqlite. Time, ids and randomness come in as arguments, except in
+//! [`history::writer`], which is a role. What a backend promises about durability stands with [`Durability`].
+
+pub mod context;
+pub mod history;
+pub mod log;
+mod sqlite;
+
+pub use sqlite::{DatabaseError, Durability};

@@ -1,0 +1,347 @@
+//! Contexts in SQLite: a file, or memory for what need not outlive the process.
+//!
+//! Slices are found by conversation and stage; epochs, watermarks and attempts by chain and partition.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+use schemas::Stamp;
+
+use super::{Assigned, Attempt, Batch, ContextError, Epoch, Record, Version, Watermark, Write, newest_below};
+use crate::sqlite::{Database, Layout};
+use crate::{DatabaseError, Durability};
+
+static LAYOUT: Layout = Layout {
+    name: "contexts",
+    application_id: 0x756e_6463,
+    migrations: &["
+        CREATE TABLE slices (
+            conversation TEXT NOT NULL,
+            stage TEXT NOT NULL,
+            current_partition INTEGER NOT NULL,
+            current_offset INTEGER NOT NULL,
+            current_bytes BLOB NOT NULL,
+            previous_partition INTEGER,
+            previous_offset INTEGER,
+            previous_bytes BLOB,
+            PRIMARY KEY (conversation, stage)
+        ) STRICT;
+        CREATE INDEX slices_by_partition ON slices (current_partition);
+        CREATE TABLE partitions (
+            chain TEXT NOT NULL,
+            partition INTEGER NOT NULL,
+            epoch INTEGER NOT NULL,
+            watermark INTEGER,
+            attempt_offset INTEGER,
+            attempt_count INTEGER,
+            PRIMARY KEY (chain, partition)
+        ) STRICT, WITHOUT ROWID;"],
+};
+
+/// Most conversations that one call of [`Contexts::conversations`] returns.
+pub const CONVERSATIONS_MAX: usize = 1000;
+
+/// Handle on the contexts; clones share its thread.
+#[derive(Debug, Clone)]
+pub struct Contexts {
+    database: Database,
+}
+
+impl Contexts {
+    /// Opens or creates the file, safe against kill -9 ([`Durability::Kill`]).
+    ///
+    /// # Errors
+    /// The file cannot be opened, is something else, or a newer release wrote it.
+    pub async fn open(path: &Path) -> Result<Contexts, ContextError> {
+        Contexts::open_with(path, Durability::Kill).await
+    }
+
+    /// Opens or creates the file with a chosen durability. Where the log syncs before it acknowledges, this must be
+    /// [`Durability::Power`].
+    ///
+    /// # Errors
+    /// As [`Contexts::open`].
+    pub async fn open_with(path: &Path, durability: Durability) -> Result<Contexts, ContextError> {
+        Ok(Contexts { database: Database::open(path, &LAYOUT, durability, 0).await? })
+    }
+
+    /// Contexts that end with the process.
+    ///
+    /// # Errors
+    /// SQLite has no memory.
+    #[expect(clippy::unused_async, reason = "opened like a file, so that callers can choose either")]
+    pub async fn in_memory() -> Result<Contexts, ContextError> {
+        Ok(Contexts { database: Database::in_memory(&LAYOUT)? })
+    }
+
+    /// Makes the caller the owner of a partition: issues an epoch larger than all before it, durably. To be called
+    /// before any context of the partition is read.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn assign(&self, chain: &str, partition: i32) -> Result<Assigned, ContextError> {
+        let chain = chain.to_owned();
+        self.database
+            .write(move |transaction| {
+                let mut statement = transaction.prepare_cached(
+                    "INSERT INTO partitions (chain, partition, epoch) VALUES (?1, ?2, 1)
+                     ON CONFLICT DO UPDATE SET epoch = epoch + 1
+                     RETURNING chain, partition, epoch, watermark, attempt_offset, attempt_count",
+                )?;
+                let now = statement.query_row(params![chain, partition], watermark)?;
+                Ok(Assigned { epoch: now.epoch, watermark: now.watermark, attempt: now.attempt })
+            })
+            .await
+    }
+
+    /// The slices from which a batch that starts at offset `below` continues, by conversation and stage: the newest
+    /// version whose stamp is below it. A conversation that is new there is absent.
+    ///
+    /// # Errors
+    /// A slice exists without such a version, or was folded on another partition; the database could not serve.
+    pub async fn load(
+        &self,
+        partition: i32,
+        below: i64,
+        stages: &[&str],
+        conversations: &[String],
+    ) -> Result<HashMap<(String, String), Version>, ContextError> {
+        let stages: Vec<String> = stages.iter().map(|&stage| stage.to_owned()).collect();
+        let conversations = conversations.to_vec();
+        self.database
+            .read(move |transaction| {
+                let mut found = HashMap::new();
+                for conversation in conversations {
+                    for record in records(transaction, &conversation, Some(&stages))? {
+                        let stage = record.stage.clone();
+                        if let Some(version) = newest_below(&conversation, partition, below, record)? {
+                            found.insert((conversation.clone(), stage), version);
+                        }
+                    }
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// Saves the slices of a batch and its watermark together. A noted attempt stays until the owner clears it.
+    ///
+    /// # Errors
+    /// [`ContextError::Fenced`] if the epoch is not the newest, and nothing is written; the database could not serve.
+    pub async fn save(&self, batch: Batch) -> Result<(), ContextError> {
+        self.database
+            .write(move |transaction| {
+                own(transaction, &batch.chain, batch.partition, batch.epoch)?;
+                for slice in &batch.writes {
+                    write(transaction, slice)?;
+                }
+                let mut statement = transaction
+                    .prepare_cached("UPDATE partitions SET watermark = ?3 WHERE chain = ?1 AND partition = ?2")?;
+                statement.execute(params![batch.chain, batch.partition, batch.watermark])?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Notes beside the watermark that a turn is tried alone, or that it no longer is.
+    ///
+    /// # Errors
+    /// As [`Contexts::save`].
+    pub async fn note_attempt(
+        &self,
+        chain: &str,
+        partition: i32,
+        epoch: Epoch,
+        attempt: Option<Attempt>,
+    ) -> Result<(), ContextError> {
+        let chain = chain.to_owned();
+        self.database
+            .write(move |transaction| {
+                own(transaction, &chain, partition, epoch)?;
+                let mut statement = transaction.prepare_cached(
+                    "UPDATE partitions SET attempt_offset = ?3, attempt_count = ?4 WHERE chain = ?1 AND partition = ?2",
+                )?;
+                let (offset, count) = (attempt.map(|a| a.offset), attempt.map(|a| a.count));
+                statement.execute(params![chain, partition, offset, count])?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// All slices of a conversation, by stage.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn show(&self, conversation: &str) -> Result<Vec<Record>, ContextError> {
+        let conversation = conversation.to_owned();
+        self.database.read(move |transaction| Ok(records(transaction, &conversation, None)?)).await
+    }
+
+    /// Names of the conversations that have a context, in order of the name, after a given one; at most
+    /// [`CONVERSATIONS_MAX`].
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn conversations(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, ContextError> {
+        let after = after.unwrap_or_default().to_owned();
+        self.database
+            .read(move |transaction| {
+                let mut statement = transaction.prepare_cached(
+                    "SELECT DISTINCT conversation FROM slices WHERE conversation > ?1 ORDER BY conversation LIMIT ?2",
+                )?;
+                let names = statement.query_map(params![after, limit.min(CONVERSATIONS_MAX)], |row| row.get(0))?;
+                Ok(names.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    /// How far each chain has come on each partition.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn watermarks(&self) -> Result<Vec<Watermark>, ContextError> {
+        self.database
+            .read(move |transaction| {
+                let mut statement = transaction.prepare_cached(
+                    "SELECT chain, partition, epoch, watermark, attempt_offset, attempt_count
+                     FROM partitions ORDER BY chain, partition",
+                )?;
+                let rows = statement.query_map([], watermark)?;
+                Ok(rows.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    /// Forgets a chain's slices of a partition, its watermark and its attempt, before they are folded anew. The epoch
+    /// stays, so that an older owner cannot come back.
+    ///
+    /// # Errors
+    /// As [`Contexts::save`].
+    pub async fn clear_partition(
+        &self,
+        chain: &str,
+        partition: i32,
+        epoch: Epoch,
+        stages: &[&str],
+    ) -> Result<(), ContextError> {
+        let chain = chain.to_owned();
+        let stages: Vec<String> = stages.iter().map(|&stage| stage.to_owned()).collect();
+        self.database
+            .write(move |transaction| {
+                own(transaction, &chain, partition, epoch)?;
+                for stage in stages {
+                    transaction.execute(
+                        "DELETE FROM slices WHERE current_partition = ?1 AND stage = ?2",
+                        params![partition, stage],
+                    )?;
+                }
+                transaction.execute(
+                    "UPDATE partitions SET watermark = NULL, attempt_offset = NULL, attempt_count = NULL
+                     WHERE chain = ?1 AND partition = ?2",
+                    params![chain, partition],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Forgets all slices, watermarks and attempts, and takes every partition from its owner.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn clear(&self) -> Result<(), ContextError> {
+        self.database
+            .write(move |transaction| {
+                transaction.execute("DELETE FROM slices", [])?;
+                transaction.execute(
+                    "UPDATE partitions
+                     SET epoch = epoch + 1, watermark = NULL, attempt_offset = NULL, attempt_count = NULL",
+                    [],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+}
+
+/// Refuses a writer that does not own the partition.
+fn own(transaction: &Transaction<'_>, chain: &str, partition: i32, epoch: Epoch) -> Result<(), ContextError> {
+    let mut statement =
+        transaction.prepare_cached("SELECT epoch FROM partitions WHERE chain = ?1 AND partition = ?2")?;
+    let newest: Option<u64> = statement.query_row(params![chain, partition], |row| row.get(0)).optional()?;
+    // A larger epoch than was ever issued comes from another store, and is refused like a smaller one.
+    if newest == Some(epoch.0) {
+        return Ok(());
+    }
+    let newest = newest.unwrap_or(0);
+    Err(ContextError::Fenced { chain: chain.to_owned(), partition, ours: epoch.0, newest })
+}
+
+fn write(transaction: &Transaction<'_>, slice: &Write) -> Result<(), ContextError> {
+    let mut statement =
+        transaction.prepare_cached("INSERT OR REPLACE INTO slices VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
+    let previous = slice.previous.as_ref();
+    debug_assert!(
+        previous.is_none_or(
+            |p| p.stamp.partition != slice.current.stamp.partition || p.stamp.offset < slice.current.stamp.offset
+        ),
+        "a batch folds forward"
+    );
+    statement.execute(params![
+        slice.conversation,
+        slice.stage,
+        slice.current.stamp.partition,
+        slice.current.stamp.offset,
+        slice.current.bytes,
+        previous.map(|version| version.stamp.partition),
+        previous.map(|version| version.stamp.offset),
+        previous.map(|version| &version.bytes),
+    ])?;
+    Ok(())
+}
+
+/// The slices of a conversation, of all stages or of some.
+fn records(
+    transaction: &Transaction<'_>,
+    conversation: &str,
+    stages: Option<&[String]>,
+) -> Result<Vec<Record>, DatabaseError> {
+    let mut statement = transaction.prepare_cached(
+        "SELECT stage, current_partition, current_offset, current_bytes, previous_partition, previous_offset,
+                previous_bytes
+         FROM slices WHERE conversation = ?1 ORDER BY stage",
+    )?;
+    let mut rows = statement.query([conversation])?;
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        let stage: String = row.get(0)?;
+        // Other chains keep their slices here too; theirs are not read off the disk.
+        if stages.is_none_or(|wanted| wanted.contains(&stage)) {
+            records.push(record(row, stage)?);
+        }
+    }
+    Ok(records)
+}
+
+fn record(row: &Row<'_>, stage: String) -> Result<Record, rusqlite::Error> {
+    let current = Version { stamp: Stamp { partition: row.get(1)?, offset: row.get(2)? }, bytes: row.get(3)? };
+    let previous: Option<i64> = row.get(5)?;
+    let previous = match previous {
+        None => None,
+        Some(offset) => Some(Version { stamp: Stamp { partition: row.get(4)?, offset }, bytes: row.get(6)? }),
+    };
+    Ok(Record { stage, current, previous })
+}
+
+fn watermark(row: &Row<'_>) -> Result<Watermark, rusqlite::Error> {
+    let offset: Option<i64> = row.get(4)?;
+    let count: Option<u32> = row.get(5)?;
+    Ok(Watermark {
+        chain: row.get(0)?,
+        partition: row.get(1)?,
+        epoch: Epoch(row.get(2)?),
+        watermark: row.get(3)?,
+        attempt: offset.zip(count).map(|(offset, count)| Attempt { offset, count }),
+    })
+}

@@ -1,0 +1,178 @@
+//! History in SQLite: a file, or memory for what need not outlive the process.
+//!
+//! Conversations are named once and numbered, so that the index of turns stays small.
+
+use std::path::Path;
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::{Conversation, Cursor, HistoryError, Page, Row};
+use crate::Durability;
+use crate::sqlite::{Database, Layout};
+
+static LAYOUT: Layout = Layout {
+    name: "history",
+    application_id: 0x756e_6468,
+    migrations: &["
+        CREATE TABLE conversations (
+            number INTEGER PRIMARY KEY,
+            conversation TEXT NOT NULL UNIQUE,
+            last_at INTEGER NOT NULL,
+            last_position INTEGER NOT NULL
+        ) STRICT;
+        CREATE INDEX conversations_by_activity ON conversations (last_at, conversation);
+        CREATE TABLE turns (
+            conversation INTEGER NOT NULL REFERENCES conversations (number),
+            position INTEGER NOT NULL,
+            id BLOB NOT NULL,
+            at INTEGER NOT NULL,
+            value BLOB NOT NULL,
+            PRIMARY KEY (conversation, position)
+        ) STRICT;"],
+};
+
+/// Most turns or conversations that one call returns.
+pub const PAGE_MAX: usize = 1000;
+/// Threads that read beside the writer, so that a page does not wait for a batch.
+const READERS: usize = 2;
+
+/// Handle on the history; clones share its threads.
+#[derive(Debug, Clone)]
+pub struct History {
+    database: Database,
+}
+
+impl History {
+    /// Opens or creates the file, safe against kill -9 ([`Durability::Kill`]).
+    ///
+    /// # Errors
+    /// The file cannot be opened, is something else, or a newer release wrote it.
+    pub async fn open(path: &Path) -> Result<History, HistoryError> {
+        History::open_with(path, Durability::Kill).await
+    }
+
+    /// Opens or creates the file with a chosen durability.
+    ///
+    /// # Errors
+    /// As [`History::open`].
+    pub async fn open_with(path: &Path, durability: Durability) -> Result<History, HistoryError> {
+        Ok(History { database: Database::open(path, &LAYOUT, durability, READERS).await? })
+    }
+
+    /// A history that ends with the process.
+    ///
+    /// # Errors
+    /// SQLite has no memory.
+    #[expect(clippy::unused_async, reason = "opened like a file, so that callers can choose either")]
+    pub async fn in_memory() -> Result<History, HistoryError> {
+        Ok(History { database: Database::in_memory(&LAYOUT)? })
+    }
+
+    /// Keeps the turns, all or none. A turn that is kept already is written over by the same.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn upsert(&self, rows: Vec<Row>) -> Result<(), HistoryError> {
+        self.database
+            .write(move |transaction| {
+                for row in &rows {
+                    upsert(transaction, row)?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// A page of a conversation's turns; empty for one that is not known. At most [`PAGE_MAX`].
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn turns(&self, conversation: &str, page: Page, limit: usize) -> Result<Vec<Row>, HistoryError> {
+        let conversation = conversation.to_owned();
+        let (sql, bound) = match page {
+            Page::Before(below) => (
+                "SELECT position, id, at, value FROM turns
+                 WHERE conversation = (SELECT number FROM conversations WHERE conversation = ?1) AND position < ?2
+                 ORDER BY position DESC LIMIT ?3",
+                below.unwrap_or(i64::MAX),
+            ),
+            Page::After(above) => (
+                "SELECT position, id, at, value FROM turns
+                 WHERE conversation = (SELECT number FROM conversations WHERE conversation = ?1) AND position > ?2
+                 ORDER BY position LIMIT ?3",
+                above,
+            ),
+        };
+        self.database
+            .read(move |transaction| {
+                let mut statement = transaction.prepare_cached(sql)?;
+                let rows = statement.query_map(params![conversation, bound, limit.min(PAGE_MAX)], |row| {
+                    let id: [u8; 16] = row.get(1)?;
+                    Ok(Row {
+                        conversation: conversation.clone(),
+                        position: row.get(0)?,
+                        id: uuid::Uuid::from_bytes(id),
+                        at: row.get(2)?,
+                        value: row.get(3)?,
+                    })
+                })?;
+                Ok(rows.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    /// Conversations by last activity, the latest first, after a place in that list. At most [`PAGE_MAX`]. One that
+    /// becomes active while the list is paged moves to its front and may be seen twice, never missed.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn conversations(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Conversation>, HistoryError> {
+        // No row has a later time than this, and none of that time a name below the empty one.
+        let after = after.unwrap_or(Cursor { last_at: i64::MAX, conversation: String::new() });
+        self.database
+            .read(move |transaction| {
+                let mut statement = transaction.prepare_cached(
+                    "SELECT conversation, last_at, last_position FROM conversations
+                     WHERE (last_at, conversation) < (?1, ?2) ORDER BY last_at DESC, conversation DESC LIMIT ?3",
+                )?;
+                let bounds = params![after.last_at, after.conversation, limit.min(PAGE_MAX)];
+                let rows = statement.query_map(bounds, |row| {
+                    Ok(Conversation { conversation: row.get(0)?, last_at: row.get(1)?, last_position: row.get(2)? })
+                })?;
+                Ok(rows.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    /// The highest position of a conversation; `None` if it is not known.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn last_position(&self, conversation: &str) -> Result<Option<i64>, HistoryError> {
+        let conversation = conversation.to_owned();
+        self.database
+            .read(move |transaction| {
+                let mut statement =
+                    transaction.prepare_cached("SELECT last_position FROM conversations WHERE conversation = ?1")?;
+                Ok(statement.query_row([conversation], |row| row.get(0)).optional()?)
+            })
+            .await
+    }
+}
+
+fn upsert(transaction: &Transaction<'_>, row: &Row) -> Result<(), HistoryError> {
+    let mut conversation = transaction.prepare_cached(
+        "INSERT INTO conversations (conversation, last_at, last_position) VALUES (?1, ?2, ?3)
+         ON CONFLICT (conversation) DO UPDATE
+         SET last_at = max(last_at, excluded.last_at), last_position = max(last_position, excluded.last_position)
+         RETURNING number",
+    )?;
+    let number: i64 = conversation.query_row(params![row.conversation, row.at, row.position], |r| r.get(0))?;
+    let mut turn = transaction.prepare_cached(
+        "INSERT INTO turns (conversation, position, id, at, value) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (conversation, position) DO UPDATE
+         SET id = excluded.id, at = excluded.at, value = excluded.value",
+    )?;
+    turn.execute(params![number, row.position, row.id.as_bytes(), row.at, row.value])?;
+    Ok(())
+}

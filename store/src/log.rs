@@ -1,0 +1,1 @@
+//! The log. Written below.

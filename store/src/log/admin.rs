@@ -1,0 +1,201 @@
+//! Questions to the brokers that are not about single records: topics, offsets, whether they are there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+
+use super::client::{self, ANSWER_WITHIN, Logged, blocking, with_properties};
+use super::error::{classify, classify_code};
+use super::{Kafka, LogError};
+
+/// A topic that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSpec {
+    /// Its name.
+    pub name: String,
+    /// Number of partitions.
+    pub partitions: i32,
+    /// Copies of each record; 1 on the embedded broker.
+    pub replication: i32,
+    /// Settings such as `retention.ms`.
+    pub config: BTreeMap<String, String>,
+}
+
+/// A topic that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicState {
+    /// Its name.
+    pub name: String,
+    /// Number of partitions.
+    pub partitions: i32,
+    /// All its settings, defaults included.
+    pub config: BTreeMap<String, String>,
+}
+
+/// A client that asks and creates.
+pub struct Admin {
+    kafka: Kafka,
+    /// `Some` until it is dropped.
+    clients: Option<Arc<Clients>>,
+}
+
+struct Clients {
+    admin: AdminClient<Logged>,
+    /// Without a group: it only asks. Unlike other clients, a consumer never creates the topic that it asks for.
+    consumer: BaseConsumer<Logged>,
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").field("kafka", &self.kafka).finish_non_exhaustive()
+    }
+}
+
+impl Admin {
+    /// A client that connects in the background.
+    ///
+    /// # Errors
+    /// A setting is wrong.
+    pub fn connect(kafka: &Kafka) -> Result<Admin, LogError> {
+        let config = with_properties(client::base(kafka), kafka);
+        let admin = config.create_with_context(Logged).map_err(|error| classify(&error))?;
+        let consumer = config.create_with_context(Logged).map_err(|error| classify(&error))?;
+        Ok(Admin { kafka: kafka.clone(), clients: Some(Arc::new(Clients { admin, consumer })) })
+    }
+
+    /// All topics, by name.
+    ///
+    /// # Errors
+    /// The brokers did not answer.
+    pub async fn topics(&self) -> Result<Vec<TopicState>, LogError> {
+        let clients = self.clients();
+        let mut topics = blocking(move || {
+            let metadata = clients.admin.inner().fetch_metadata(None, ANSWER_WITHIN)?;
+            let state = |topic: &rdkafka::metadata::MetadataTopic| TopicState {
+                name: topic.name().to_owned(),
+                partitions: i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX),
+                config: BTreeMap::new(),
+            };
+            Ok(metadata.topics().iter().map(state).collect::<Vec<_>>())
+        })
+        .await?;
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        let specifiers: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(&topic.name)).collect();
+        if specifiers.is_empty() {
+            return Ok(topics);
+        }
+        let described = self.clients().admin.describe_configs(&specifiers, &options()).await;
+        let described = described.map_err(|error| classify(&error))?;
+        // The answers stand in the order of the questions.
+        for (topic, answer) in topics.iter_mut().zip(described) {
+            let answer = answer.map_err(|code| classify_code(code, topic.name.clone()))?;
+            let entries = answer.entries.into_iter();
+            topic.config = entries.filter_map(|entry| Some((entry.name, entry.value?))).collect();
+        }
+        Ok(topics)
+    }
+
+    /// Creates the topics that are missing; those that exist stay as they are. Returns the names of the created.
+    ///
+    /// # Errors
+    /// The brokers did not answer, or refuse a topic; others may have been created by then.
+    pub async fn create(&self, wanted: &[TopicSpec]) -> Result<Vec<String>, LogError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let topics: Vec<_> = wanted
+            .iter()
+            .map(|spec| {
+                let topic = NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(spec.replication));
+                spec.config.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
+            })
+            .collect();
+        let answers = self.clients().admin.create_topics(&topics, &options()).await;
+        let mut created = Vec::new();
+        for answer in answers.map_err(|error| classify(&error))? {
+            match answer {
+                Ok(name) => created.push(name),
+                Err((_, Code::TopicAlreadyExists)) => {}
+                Err((name, code)) => return Err(refused(&name, code)),
+            }
+        }
+        Ok(created)
+    }
+
+    /// Oldest offset and the offset behind the newest record, by partition. Records of open transactions count.
+    ///
+    /// # Errors
+    /// The topic does not exist, or the brokers did not answer.
+    pub async fn offsets(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>, LogError> {
+        let (clients, topic) = (self.clients(), topic.to_owned());
+        blocking(move || {
+            let edge = |partition| {
+                let edges = clients.consumer.fetch_watermarks(&topic, partition, ANSWER_WITHIN)?;
+                Ok::<_, KafkaError>((partition, edges))
+            };
+            client::partitions(clients.consumer.client(), &topic)?.into_iter().map(edge).collect()
+        })
+        .await
+    }
+
+    /// The offsets that a group has committed, by partition; partitions without one are left out. Waits while an open
+    /// transaction holds offsets of the group.
+    ///
+    /// # Errors
+    /// The topic does not exist, or the brokers did not answer.
+    pub async fn committed(&self, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>, LogError> {
+        let config = with_properties(client::consumer(&self.kafka, group), &self.kafka);
+        let topic = topic.to_owned();
+        blocking(move || {
+            let member: BaseConsumer<Logged> = config.create_with_context(Logged)?;
+            let mut wanted = TopicPartitionList::new();
+            for partition in client::partitions(member.client(), &topic)? {
+                wanted.add_partition(&topic, partition);
+            }
+            let committed = member.committed_offsets(wanted, ANSWER_WITHIN)?;
+            let known = committed.elements().into_iter().filter_map(|element| {
+                let offset = element.offset().to_raw().filter(|&offset| offset >= 0)?;
+                Some((element.partition(), offset))
+            });
+            Ok(known.collect())
+        })
+        .await
+    }
+
+    /// Whether the brokers answer `within` a time.
+    ///
+    /// # Errors
+    /// They did not.
+    pub async fn reachable(&self, within: Duration) -> Result<(), LogError> {
+        let clients = self.clients();
+        // A metadata request that names a topic is the cheapest question; that there is none of that name is an answer.
+        blocking(move || clients.consumer.fetch_metadata(Some(schemas::topic::TURNS_RECEIVED), within).map(drop)).await
+    }
+
+    fn clients(&self) -> Arc<Clients> {
+        Arc::clone(self.clients.as_ref().expect("only drop takes the clients"))
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        client::drop_aside(self.clients.take());
+    }
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(ANSWER_WITHIN)).operation_timeout(Some(ANSWER_WITHIN))
+}
+
+fn refused(topic: &str, code: Code) -> LogError {
+    match classify_code(code, format!("create {topic}: {code}")) {
+        // What is left is a setting that the brokers do not take: replication, a limit, a name.
+        LogError::Fatal(text) => LogError::Settings(text),
+        other => other,
+    }
+}

@@ -1,0 +1,246 @@
+//! A reader of a consumer group that commits what was dealt with: at least once.
+//!
+//! It polls on a thread of its own, because joining, leaving and looking up offsets wait for brokers. Promises: what
+//! was not committed is read again after a crash or a rebalance; a group without a committed offset starts with the
+//! oldest record; a committed offset outside of the log is an error and no jump.
+//!
+//! Left out: exactly once, which is `transact`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::{mpsc, oneshot};
+
+use super::client::{self, ANSWER_WITHIN, Logged, blocking, owned, with_properties};
+use super::error::classify;
+use super::{Kafka, LogError, Message};
+
+/// Messages that wait between the polling thread and the reader.
+const MESSAGES_WAITING_MAX: usize = 256;
+/// How often the thread looks whether it shall stop.
+const POLL_FOR: Duration = Duration::from_millis(50);
+/// After this long without a heartbeat the brokers give a member's partitions to another.
+const SESSION_TIMEOUT_MS: &str = "10000";
+
+/// A member of a consumer group. Dropping it leaves the group in the background, [`GroupReader::close`] waits for it.
+pub struct GroupReader {
+    topic: Arc<str>,
+    group: String,
+    consumer: Weak<BaseConsumer<Placed>>,
+    messages: mpsc::Receiver<Result<Message, LogError>>,
+    /// Came behind messages that were returned before it.
+    pending: Option<LogError>,
+    /// The offset behind the last message returned, by partition, as long as it is not committed.
+    returned: BTreeMap<i32, i64>,
+    stop: Arc<AtomicBool>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl std::fmt::Debug for GroupReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let GroupReader { topic, group, returned, .. } = self;
+        f.debug_struct("GroupReader").field("group", group).field("topic", topic).field("returned", returned).finish()
+    }
+}
+
+impl GroupReader {
+    /// Joins a group in the background; errors of joining come with [`GroupReader::batch`].
+    ///
+    /// # Errors
+    /// A setting is wrong.
+    pub fn join(kafka: &Kafka, group: &str, topic: &str) -> Result<GroupReader, LogError> {
+        let mut config = client::consumer(kafka, group);
+        config.set("session.timeout.ms", SESSION_TIMEOUT_MS);
+        let consumer: BaseConsumer<Placed> =
+            with_properties(config, kafka).create_with_context(Placed).map_err(|error| classify(&error))?;
+        consumer.subscribe(&[topic]).map_err(|error| classify(&error))?;
+        let consumer = Arc::new(consumer);
+        let topic: Arc<str> = Arc::from(topic);
+        let (sender, messages) = mpsc::channel(MESSAGES_WAITING_MAX);
+        let (end, ended) = oneshot::channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let reader = GroupReader {
+            topic: Arc::clone(&topic),
+            group: group.to_owned(),
+            consumer: Arc::downgrade(&consumer),
+            messages,
+            pending: None,
+            returned: BTreeMap::new(),
+            stop: Arc::clone(&stop),
+            ended,
+        };
+        std::thread::Builder::new()
+            .name("log-group".to_owned())
+            .spawn(move || {
+                poll(&consumer, &topic, &sender, &stop);
+                drop(consumer);
+                drop(end);
+            })
+            .map_err(|error| LogError::Fatal(format!("start a thread: {error}")))?;
+        Ok(reader)
+    }
+
+    /// The next messages: at least one, unless `wait` is over before it comes; at most `max`. May be cancelled: what
+    /// it would have returned comes next time.
+    ///
+    /// # Errors
+    /// As [`LogError`] says; after [`LogError::Transient`] call it again. Messages that came before an error are
+    /// returned before it.
+    pub async fn batch(&mut self, max: usize, wait: Duration) -> Result<Vec<Message>, LogError> {
+        if let Some(error) = self.pending.take() {
+            return Err(error);
+        }
+        let first = match tokio::time::timeout(wait, self.messages.recv()).await {
+            Err(_) => return Ok(Vec::new()),
+            Ok(None) => return Err(LogError::Fatal("the reader has ended".to_owned())),
+            Ok(Some(first)) => first?,
+        };
+        let mut batch = vec![first];
+        while batch.len() < max {
+            match self.messages.try_recv() {
+                Ok(Ok(message)) => batch.push(message),
+                Ok(Err(error)) => {
+                    self.pending = Some(error);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        for message in &batch {
+            self.returned.insert(message.partition, message.offset + 1);
+        }
+        Ok(batch)
+    }
+
+    /// Commits everything that was returned so far, and waits for the answer. Does nothing if that is nothing new.
+    ///
+    /// # Errors
+    /// [`LogError::Transient`] when the group is about to change or the brokers are away: what was not committed may
+    /// be read again.
+    pub async fn commit(&mut self) -> Result<(), LogError> {
+        if self.returned.is_empty() {
+            return Ok(());
+        }
+        let offsets = list(&self.topic, &self.returned)?;
+        let consumer = self.consumer()?;
+        blocking(move || consumer.commit(&offsets, CommitMode::Sync)).await?;
+        self.returned.clear();
+        Ok(())
+    }
+
+    /// How many records are between the committed offset and the end, by partition of this member.
+    ///
+    /// # Errors
+    /// The brokers did not answer.
+    pub async fn lag(&self) -> Result<BTreeMap<i32, i64>, LogError> {
+        let consumer = self.consumer()?;
+        let topic = Arc::clone(&self.topic);
+        blocking(move || {
+            let mut lags = BTreeMap::new();
+            for element in consumer.committed(ANSWER_WITHIN)?.elements_for_topic(&topic) {
+                let (low, high) = consumer.fetch_watermarks(&topic, element.partition(), ANSWER_WITHIN)?;
+                let committed = element.offset().to_raw().filter(|&offset| offset >= 0).unwrap_or(low);
+                lags.insert(element.partition(), (high - committed).max(0));
+            }
+            Ok(lags)
+        })
+        .await
+    }
+
+    /// Leaves the group, so that the others get the partitions at once.
+    pub async fn close(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.messages.close();
+        // The sender is dropped at the end of the thread; that is the news.
+        drop((&mut self.ended).await);
+    }
+
+    fn consumer(&self) -> Result<Arc<BaseConsumer<Placed>>, LogError> {
+        self.consumer.upgrade().ok_or_else(|| LogError::Fatal("the reader has ended".to_owned()))
+    }
+}
+
+impl Drop for GroupReader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Hands messages on until nobody wants them any more.
+fn poll(
+    consumer: &BaseConsumer<Placed>,
+    topic: &Arc<str>,
+    messages: &mpsc::Sender<Result<Message, LogError>>,
+    stop: &AtomicBool,
+) {
+    while !stop.load(Ordering::Relaxed) {
+        let Some(polled) = consumer.poll(POLL_FOR) else { continue };
+        let polled = polled.map(|message| owned(&message, topic)).map_err(|error| classify(&error));
+        if messages.blocking_send(polled).is_err() {
+            return;
+        }
+    }
+}
+
+fn list(topic: &str, offsets: &BTreeMap<i32, i64>) -> Result<TopicPartitionList, LogError> {
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    for (&partition, &offset) in offsets {
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).map_err(|error| classify(&error))?;
+    }
+    Ok(list)
+}
+
+/// Starts assigned partitions where the group is, or at their beginning if it has never been there. Left to
+/// librdkafka (`auto.offset.reset`), a group that has never been there and one whose offset expired look the same.
+#[derive(Debug, Clone, Copy)]
+struct Placed;
+
+impl ClientContext for Placed {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        Logged.log(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        Logged.error(error, reason);
+    }
+}
+
+impl ConsumerContext for Placed {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, change: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        let assigned = change == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        if assigned && let Err(error) = place(consumer, partitions) {
+            // They start at the group's offset; without one, the next poll says so.
+            tracing::warn!(%error, "look up committed offsets");
+        }
+        let done = match (assigned, cooperative) {
+            (true, false) => consumer.assign(partitions),
+            (true, true) => consumer.incremental_assign(partitions),
+            (false, false) => consumer.unassign(),
+            (false, true) => consumer.incremental_unassign(partitions),
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, "take over partitions");
+        }
+    }
+}
+
+fn place(consumer: &BaseConsumer<Placed>, assigned: &mut TopicPartitionList) -> Result<(), KafkaError> {
+    let committed = consumer.committed_offsets(assigned.clone(), ANSWER_WITHIN)?;
+    for element in committed.elements() {
+        let offset = match element.offset() {
+            Offset::Invalid => Offset::Beginning,
+            known => known,
+        };
+        assigned.set_partition_offset(element.topic(), element.partition(), offset)?;
+    }
+    Ok(())
+}

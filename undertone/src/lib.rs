@@ -5,3 +5,4 @@ pub mod config;
 pub mod health;
 pub mod lag;
 pub mod telemetry;
+pub mod watch;

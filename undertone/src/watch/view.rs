@@ -1,0 +1,139 @@
+//! What is on the screen: the last turns, the last emotions, the course of the mood. Plain data, bounded.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::Deserialize;
+
+use super::feed::News;
+
+/// Turns kept for the screen.
+const TURNS_MAX: usize = 200;
+/// Points of the mood kept for its curve.
+const MOODS_MAX: usize = 240;
+
+/// A turn as the stream sends it, as far as it is shown. Unknown fields are those of a later release.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Seen {
+    /// Its conversation.
+    pub conversation: String,
+    /// The words.
+    pub text: String,
+    /// Dense number within the conversation.
+    #[serde(default)]
+    pub position: Option<i64>,
+    /// Who said it.
+    #[serde(default)]
+    pub sender: Option<Speaker>,
+    /// What the words express.
+    #[serde(default)]
+    pub emotion: Option<Feeling>,
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Speaker {
+    /// The source's id.
+    pub id: String,
+    /// A name to show.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// The part of stage `emotion`, as far as it is shown.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Feeling {
+    /// Probability of each emotion.
+    pub probabilities: BTreeMap<String, f64>,
+    /// Emotions over their thresholds, the most probable first.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// −1 to 1.
+    pub valence: f64,
+    /// 0 to 1.
+    pub intensity: f64,
+    /// After this turn.
+    #[serde(default)]
+    pub mood: Option<Mood>,
+}
+
+/// The mood of the conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Mood {
+    /// −1 to 1.
+    pub valence: f64,
+    /// −2 to 2.
+    pub trend: f64,
+    /// 0 to 1.
+    pub volatility: f64,
+}
+
+impl Seen {
+    /// The name to show; the id where there is none.
+    pub fn speaker(&self) -> &str {
+        self.sender.as_ref().map_or("somebody", |s| s.name.as_deref().unwrap_or(&s.id))
+    }
+}
+
+impl Feeling {
+    /// The most probable emotions, the most probable first.
+    pub fn top(&self, count: usize) -> Vec<(&str, f64)> {
+        let mut all: Vec<(&str, f64)> = self.probabilities.iter().map(|(label, p)| (label.as_str(), *p)).collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1));
+        all.truncate(count);
+        all
+    }
+}
+
+/// The state of the screen.
+#[derive(Debug, Default)]
+pub struct View {
+    /// What is followed.
+    pub title: String,
+    /// Whether the stream is there, or why not.
+    pub connection: String,
+    /// Whether the stream is there.
+    pub connected: bool,
+    /// The last turns, oldest first.
+    pub turns: VecDeque<Seen>,
+    /// Valence of the words and of the mood after each of the last turns, oldest first.
+    pub moods: VecDeque<(f64, f64)>,
+}
+
+impl View {
+    /// An empty screen.
+    pub fn new(title: String) -> View {
+        View { title, connection: "connecting".to_owned(), ..View::default() }
+    }
+
+    /// Takes news in.
+    pub fn apply(&mut self, news: News) {
+        match news {
+            News::Connected { recovered } => {
+                self.connected = true;
+                let gap = "connected; some turns were missed while the connection was lost";
+                self.connection = if recovered { "connected" } else { gap }.to_owned();
+            }
+            News::Lost(why) => {
+                self.connected = false;
+                self.connection = format!("{why}; trying again");
+            }
+            News::Refused(why) => self.connection = why,
+            News::Turn(turn) => self.take(*turn),
+        }
+    }
+
+    fn take(&mut self, turn: Seen) {
+        if let Some(emotion) = &turn.emotion {
+            let mood = emotion.mood.map_or(emotion.valence, |m| m.valence);
+            push(&mut self.moods, (emotion.valence, mood), MOODS_MAX);
+        }
+        push(&mut self.turns, turn, TURNS_MAX);
+    }
+}
+
+fn push<T>(queue: &mut VecDeque<T>, item: T, max: usize) {
+    if queue.len() == max {
+        queue.pop_front();
+    }
+    queue.push_back(item);
+}

@@ -1,0 +1,183 @@
+"""Builds the model files from public packages and data: exports, trains, measures, and writes cards and the golden file.
+
+    python3 models/build.py --data DIR [--work .cache/models] [STEP…]
+
+Steps, in order: encoder, static, embed, emotion, report, golden, cards; without a name all of them. Promises: says what it
+does; embeddings, the slow part, are kept in the work folder by the checksums of what they depend on, so that a run that was
+cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
+Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from functools import cached_property
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+MODELS = Path(__file__).resolve().parent
+sys.path.insert(0, str(MODELS / "train"))
+
+import numpy as np  # noqa: E402
+
+import card  # noqa: E402
+import emotion  # noqa: E402
+import encoder  # noqa: E402
+import golden  # noqa: E402
+import labels  # noqa: E402
+import ngram  # noqa: E402
+import report  # noqa: E402
+import sources  # noqa: E402
+import static  # noqa: E402
+
+STATIC_TOKENS_MAX = 512
+CALIBRATION, CHECK = 300, 600
+
+
+class Build:
+    """What the steps share; read once, when first asked for."""
+
+    def __init__(self, data, work):
+        self.data, self.work = Path(data) / "goemotions", Path(work)
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.started = time.monotonic()
+        for split in ("train", "dev"):
+            if not (self.data / f"{split}.jsonl").is_file():
+                raise SystemExit(f"{self.data}/{split}.jsonl is missing: --data must name a folder that holds goemotions/")
+
+    def say(self, message):
+        print(f"{time.monotonic() - self.started:6.0f} s  {message}", flush=True)
+
+    @cached_property
+    def rows(self):
+        return {s: [json.loads(line) for line in open(self.data / f"{s}.jsonl", encoding="utf-8")] for s in ("train", "dev")}
+
+    @cached_property
+    def texts(self):
+        return {s: [r["text"] for r in rows] for s, rows in self.rows.items()}
+
+    @cached_property
+    def truth(self):
+        return {s: labels.truth(rows) for s, rows in self.rows.items()}
+
+    @cached_property
+    def counter(self):
+        return ngram.Counter()
+
+    @cached_property
+    def frequencies(self):
+        self.say("hashing n-grams")
+        return {s: self.counter.matrix(t) for s, t in self.texts.items()}
+
+    @cached_property
+    def session(self):
+        return encoder.session_of(str(MODELS / "encoder/encoder.onnx"))
+
+    @cached_property
+    def tokenizer(self):
+        return encoder.tokenizer_of(MODELS / "encoder")
+
+    @cached_property
+    def static(self):
+        return static.Static(MODELS / "static", STATIC_TOKENS_MAX)
+
+    @cached_property
+    def embeddings(self):
+        """{split: {tier: [texts, D]}}."""
+        return {s: {"full": self.encoded(s), "fast": self.static.embed(self.texts[s])} for s in self.texts}
+
+    def encoded(self, split):
+        inputs = [MODELS / "encoder/encoder.onnx", MODELS / "encoder/tokenizer.json", self.data / f"{split}.jsonl"]
+        key = hashlib.sha256("".join(map(sources.sha256_of, inputs)).encode()).hexdigest()[:16]
+        kept = self.work / f"encoded-{split}-{key}.npy"
+        if not kept.is_file():
+            self.say(f"encoding {split}")
+            vectors = encoder.embed(self.session, self.tokenizer, self.texts[split])
+            partial = kept.with_suffix(".partial.npy")
+            np.save(partial, vectors)
+            partial.replace(kept)
+        return np.load(kept)
+
+    def note(self, name, measured):
+        (self.work / f"{name}.json").write_text(json.dumps(measured, indent=1))
+        self.say(f"{name}: {json.dumps(measured)[:300]}")
+
+    def noted(self, name):
+        path = self.work / f"{name}.json"
+        if not path.is_file():
+            raise SystemExit(f"{path} is missing: run the step {name} first")
+        return json.loads(path.read_text())
+
+
+def step_encoder(build):
+    folder = sources.folder_of(sources.ENCODER, build.work)
+    static.write_tokenizer(folder, MODELS / "encoder/tokenizer.json")
+    measured = encoder.export(folder, build.texts["train"][:CALIBRATION], build.texts["dev"][:CHECK], MODELS / "encoder/encoder.onnx")
+    if not measured["equal_in_batches"]:
+        raise SystemExit("the exported encoder gives other bits in a batch than alone: do not ship it")
+    build.note("encoder", measured)
+
+
+def step_static(build):
+    build.note("static", static.export(sources.folder_of(sources.STATIC, build.work), MODELS / "static"))
+
+
+def step_embed(build):
+    build.say(f"embeddings of {sum(len(e['full']) for e in build.embeddings.values())} texts are there")
+
+
+def step_emotion(build):
+    embeddings = build.embeddings["train"]
+    unseen = emotion.train(build.texts["train"], build.frequencies["train"], embeddings, build.truth["train"], MODELS / "emotion", build.say)
+    np.savez(build.work / "unseen.npz", **unseen)
+
+
+def step_report(build):
+    unseen = dict(np.load(build.work / "unseen.npz"))
+    shipped = emotion.Shipped(MODELS / "emotion")
+    build.note("report", report.measure(build.texts, build.truth, build.frequencies, build.embeddings["dev"], unseen, shipped))
+
+
+def step_golden(build):
+    shipped = emotion.Shipped(MODELS / "emotion")
+    n = golden.write(build.texts["dev"], MODELS / "golden/emotion.jsonl", build.session, build.tokenizer, build.static, shipped, build.counter)
+    build.say(f"{n} golden texts")
+
+
+def step_cards(build):
+    package = lambda p: {"package": p.name, "version": p.version, "sha256": p.sha256, "weights_sha256": p.weights_sha256}
+    card.write(MODELS, "encoder", source=package(sources.ENCODER), measured=build.noted("encoder"))
+    card.write(MODELS, "static", source=package(sources.STATIC), measured=build.noted("static"))
+    measured = build.noted("report")
+    card.write(MODELS, "emotion", data=["GoEmotions train"], needs=["encoder", "static"], dev=measured)
+    report.write_table(MODELS / "emotion/README.md", measured)
+
+
+STEPS = {f.__name__.removeprefix("step_"): f for f in
+         (step_encoder, step_static, step_embed, step_emotion, step_report, step_golden, step_cards)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Build Undertone's model files.")
+    parser.add_argument("--data", required=True, help="folder that holds goemotions/train.jsonl and dev.jsonl")
+    parser.add_argument("--work", default=MODELS.parent / ".cache/models", help="folder for downloads and intermediate results")
+    parser.add_argument("steps", nargs="*", help=f"of {', '.join(STEPS)}; all by default")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.steps) - set(STEPS):
+        parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
+    build = Build(arguments.data, arguments.work)
+    for name, step in STEPS.items():
+        if not arguments.steps or name in arguments.steps:
+            build.say(f"step {name}")
+            step(build)
+    for folder in card.FAMILIES:
+        for path in (MODELS / folder).iterdir():
+            path.chmod(0o644)
+    build.say("done")
+
+
+if __name__ == "__main__":
+    main()

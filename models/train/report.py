@@ -1,0 +1,88 @@
+"""Measures the shipped emotion files on dev, beside simple baselines, and writes the table into the model card for people.
+
+Promises: every row's thresholds come from train (folds), none from dev; each row says what it is. Leaves out: the kept-apart
+split and speed (`undertone eval`).
+"""
+
+import numpy as np
+
+import emotion
+import metrics
+import ngram
+from labels import LABELS
+
+START, END = "<!-- figures: written by build.py -->", "<!-- end of figures -->"
+METRICS = ("macro_f1", "micro_f1", "ekman_macro_f1", "ece", "brier")
+NAMES = {
+    "majority": "always neutral",
+    "words": "TF-IDF of single words, logistic regression",
+    "ngram": "the n-gram model alone",
+    "full_head": "the full tier's head alone",
+    "fast_head": "the fast tier's head alone",
+    "full": "**full tier, as shipped**",
+    "fast": "**fast tier, as shipped**",
+}
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def words_baseline(texts, truth):
+    """Probabilities of train texts (folds) and of dev texts by TF-IDF of single tokens and logistic regression."""
+    known, matrices = {}, {}
+    for split in ("train", "dev"):
+        rows, columns, values = [0], [], []
+        for text in texts[split]:
+            counts = {}
+            for token in ngram.tokens(ngram.normalise(text)):
+                b = known.setdefault(token, len(known)) if split == "train" else known.get(token)
+                if b is not None:
+                    counts[b] = counts.get(b, 0) + 1
+            columns += sorted(counts)
+            values += [1 + np.log(counts[b]) for b in sorted(counts)]
+            rows.append(len(columns))
+        matrices[split] = ngram.csr_matrix((np.array(values, np.float32), columns, rows), shape=(len(texts[split]), ngram.BUCKETS))
+    fitter = emotion.ngram_fitter()
+    unseen = emotion.unseen_logits(texts["train"], matrices["train"], truth["train"], fitter)
+    return sigmoid(unseen), sigmoid(fitter(matrices["train"], truth["train"], matrices["dev"]))
+
+
+def majority(truth, size):
+    p = np.tile(truth.mean(0), (size, 1))
+    threshold, ekman_threshold = np.full(len(LABELS), 2.0), np.full(7, 2.0)
+    threshold[LABELS.index("neutral")] = ekman_threshold[-1] = 0
+    return p, threshold, ekman_threshold
+
+
+def measure(texts, truth, frequencies, embeddings, unseen, shipped):
+    """{row: figures}, the F1 of each label, and how many dev texts stand in train too."""
+    y = truth["dev"]
+    logits = shipped.ngram_logits(frequencies["dev"])
+    from_train = lambda p: emotion.thresholds(p, truth["train"])
+    rows = {"majority": majority(truth["train"], len(y))}
+    words_train, words_dev = words_baseline(texts, truth)
+    rows["words"] = (words_dev, *from_train(words_train))
+    rows["ngram"] = (sigmoid(logits), *from_train(sigmoid(unseen["ngram"])))
+    for tier in ("full", "fast"):
+        q, scale = emotion.travelled(embeddings[tier])
+        head = (q * scale[:, None]) @ shipped.head[f"{tier}.weight"].T + shipped.head[f"{tier}.bias"]
+        rows[f"{tier}_head"] = (sigmoid(head), *from_train(sigmoid(unseen[tier])))
+        rows[tier] = (shipped.probabilities(tier, logits, embeddings[tier]), shipped.head[f"{tier}.threshold"], shipped.head[f"{tier}.ekman_threshold"])
+    out = {name: metrics.figures(*(p, y), t, e) for name, (p, t, e) in rows.items()}
+    known = set(texts["train"])
+    by_label = {tier: dict(zip(LABELS, (round(float(v), 3) for v in metrics.by_label(rows[tier][0], y, rows[tier][1])))) for tier in ("full", "fast")}
+    return {"n": len(y), "also_in_train": sum(t in known for t in texts["dev"]), "rows": out, "f1_by_label": by_label,
+            "positives": dict(zip(LABELS, map(int, y.sum(0))))}
+
+
+def write_table(path, measured):
+    cell = lambda f: f"{f['value']:.3f} ({f['low']:.3f} to {f['high']:.3f})"
+    lines = [START, "", "| | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
+    lines += [f"| {NAMES[row]} | " + " | ".join(cell(figures[m]) for m in METRICS) + " |" for row, figures in measured["rows"].items()]
+    lines += ["", f"GoEmotions dev, {measured['n']} texts, {measured['also_in_train']} of which stand in train too. F1 by label, with the positives in dev:", "",
+              "| label | positives | full | fast |", "|---|---|---|---|"]
+    lines += [f"| {l} | {measured['positives'][l]} | {measured['f1_by_label']['full'][l]:.2f} | {measured['f1_by_label']['fast'][l]:.2f} |" for l in LABELS]
+    text = path.read_text()
+    before, after = text.split(START)[0], text.split(END)[1]
+    path.write_text(before + "\n".join(lines) + "\n\n" + END + after)

@@ -1,0 +1,172 @@
+//! Appends what the sources parsed to the log, and says when it is durable there.
+//!
+//! Promises: an input that is said to be taken stands in the log (acks=all, idempotent producer); every wait is
+//! bounded; a record carries the CloudEvents, correlation and trace headers of its input. An input that was not
+//! acknowledged in time may still arrive: sent again it has the same id, and the first processor drops the repeat.
+//!
+//! Left out: deduplication, and any look at how far the processors are behind; the log is there to hold that.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use schemas::{Codec, EncodeError, Envelope, Feedback, Reject, TraceParent, Turn, topic};
+use store::log::{AppendError, Place, Producer, Record};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::disk::Disk;
+use crate::meters::Meters;
+
+/// What can be appended.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Turn(Box<Turn>),
+    Feedback(Box<Feedback>),
+    Reject(Box<Reject>),
+}
+
+/// What travels beside an input, as its sender gave it.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    /// The id of the input unless given.
+    pub(crate) correlation_id: Option<String>,
+    /// A new trace unless given.
+    pub(crate) trace: Option<TraceParent>,
+}
+
+/// Why an input was not taken: always a reason of ours, so it may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("the log did not acknowledge in time: send it again later")]
+    Late,
+    #[error("the queue in front of the log is full: send it again later")]
+    QueueFull,
+    #[error("the disk is nearly full: send it again when the operator has made room")]
+    DiskNearlyFull,
+    #[error("the log cannot be reached: send it again later")]
+    Unreachable,
+    #[error("the log does not take the record: the operator finds the reason in the server's log")]
+    Refused,
+    #[error("the server is going down: send it again, to another one or later")]
+    Draining,
+}
+
+/// The way into the log that all sources share.
+pub(crate) struct Intake {
+    pub(crate) producer: Producer,
+    pub(crate) codec: Arc<Codec>,
+    pub(crate) disk: Disk,
+    pub(crate) acknowledge_within: Duration,
+    pub(crate) meters: Meters,
+    pub(crate) draining: CancellationToken,
+    /// Set when the producer is beyond repair.
+    pub(crate) broken: CancellationToken,
+    /// Whether the last append failed, so that an outage is logged once and not once for every input.
+    pub(crate) failing: AtomicBool,
+}
+
+impl Intake {
+    /// Why nothing is taken now, if so: known before an input is read.
+    pub(crate) async fn closed(&self) -> Option<Refusal> {
+        if self.draining.is_cancelled() {
+            return Some(Refusal::Draining);
+        }
+        self.disk.nearly_full(Instant::now()).await.then_some(Refusal::DiskNearlyFull)
+    }
+
+    /// Appends an input; returns after the broker's acknowledgement.
+    pub(crate) async fn append(&self, source: &'static str, input: &Input, beside: Beside) -> Result<Place, Refusal> {
+        let started = Instant::now();
+        let envelope = envelope(source, input, beside, Uuid::new_v4());
+        let record = record(&self.codec, input, &envelope).map_err(|error| {
+            tracing::error!(%error, source, "encode input");
+            Refusal::Refused
+        })?;
+        let appended = tokio::time::timeout(self.acknowledge_within, self.producer.append(record)).await;
+        let place = match appended {
+            Ok(Ok(place)) => place,
+            Ok(Err(error)) => return Err(self.refusal(&error)),
+            Err(_elapsed) => {
+                self.note_failure("no acknowledgement in time");
+                return Err(Refusal::Late);
+            }
+        };
+        if self.failing.swap(false, Ordering::Relaxed) {
+            tracing::info!("log acknowledges again");
+        }
+        self.meters.acknowledged(source, started.elapsed());
+        let trace_id = envelope.trace.map(|trace| trace.trace_hex());
+        let (id, correlation_id) = (&envelope.id, &envelope.correlation_id);
+        let Place { partition, offset } = place;
+        tracing::debug!(source, id, correlation_id, trace_id, partition, offset, "input appended");
+        Ok(place)
+    }
+
+    fn refusal(&self, error: &AppendError) -> Refusal {
+        match error {
+            AppendError::Full => {
+                self.note_failure("queue full");
+                Refusal::QueueFull
+            }
+            AppendError::Unavailable(why) => {
+                self.note_failure(why);
+                Refusal::Unreachable
+            }
+            // A fault of ours or of the set-up: the sender can only come again, a person must act.
+            AppendError::TooLarge { .. } | AppendError::Refused(_) => {
+                tracing::error!(%error, "log refuses a record");
+                Refusal::Refused
+            }
+            AppendError::Fatal(_) => {
+                if !self.broken.is_cancelled() {
+                    tracing::error!(%error, "producer is beyond repair");
+                }
+                self.broken.cancel();
+                Refusal::Refused
+            }
+        }
+    }
+
+    fn note_failure(&self, reason: &str) {
+        if !self.failing.swap(true, Ordering::Relaxed) {
+            tracing::warn!(reason, "log does not take inputs: their senders are told to come again");
+        }
+    }
+}
+
+fn envelope(source: &'static str, input: &Input, beside: Beside, random: Uuid) -> Envelope {
+    let (id, kind, time) = match input {
+        Input::Turn(turn) => (turn.id, "dev.undertone.turn.received.v1", turn.received_at),
+        Input::Feedback(feedback) => (feedback.id, "dev.undertone.feedback.v1", feedback.received_at),
+        Input::Reject(reject) => (reject.id, "dev.undertone.reject.v1", reject.at),
+    };
+    let id = id.to_string();
+    Envelope {
+        correlation_id: beside.correlation_id.unwrap_or_else(|| id.clone()),
+        id,
+        source: format!("/ingest/{source}"),
+        kind: kind.to_owned(),
+        time,
+        trace: Some(beside.trace.map_or_else(|| TraceParent::root(random), |trace| trace.child(random))),
+    }
+}
+
+fn record(codec: &Codec, input: &Input, envelope: &Envelope) -> Result<Record, EncodeError> {
+    let (topic, key, value) = match input {
+        Input::Turn(turn) => (topic::TURNS_RECEIVED, Some(turn.conversation.as_bytes()), codec.encode(&**turn)?),
+        Input::Feedback(feedback) => {
+            (topic::FEEDBACK, Some(feedback.conversation.as_bytes()), codec.encode(&**feedback)?)
+        }
+        Input::Reject(reject) => (topic::REJECTS, reject.key.as_deref(), codec.encode(&**reject)?),
+    };
+    let headers = envelope.headers().into_iter().map(|(name, value)| (name.to_owned(), value.into_bytes()));
+    Ok(Record {
+        topic: topic.to_owned(),
+        partition: None,
+        key: key.map(<[u8]>::to_vec),
+        value: Some(value),
+        headers: headers.collect(),
+        timestamp: envelope.time,
+    })
+}

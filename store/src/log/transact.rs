@@ -14,12 +14,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
+use super::client::{Logged, base, consumer, owned, with_properties};
+use super::error::classify;
+use super::producer::headers;
 use super::{Kafka, LogError, Message, Record};
 
 /// How often a commit whose outcome is in doubt is asked for before the process gives up.
@@ -101,34 +105,29 @@ impl Transactor {
     /// # Errors
     /// The settings are refused, or the broker does not answer in time.
     pub fn connect(kafka: &Kafka, settings: &Settings) -> Result<Transactor, LogError> {
-        let consumer: BaseConsumer<Rebalances> = kafka
-            .client()
-            .set("group.id", &settings.group)
-            .set("isolation.level", "read_committed")
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "error")
+        let mut reading = consumer(kafka, &settings.group);
+        reading
             .set("partition.assignment.strategy", "range")
             .set("session.timeout.ms", millis(settings.session_timeout))
             .set("heartbeat.interval.ms", millis(settings.session_timeout / 3))
             .set("max.poll.interval.ms", millis(settings.work_time_max.max(settings.session_timeout)))
-            .set("queued.max.messages.kbytes", (settings.fetch_ahead_bytes_max / 1024).max(1).to_string())
-            .set("fetch.wait.max.ms", "500")
-            .create_with_context(Rebalances::default())
-            .map_err(LogError::of)?;
+            .set("queued.max.messages.kbytes", (settings.fetch_ahead_bytes_max / 1024).max(1).to_string());
+        let consumer: BaseConsumer<Rebalances> =
+            with_properties(reading, kafka).create_with_context(Rebalances::default()).map_err(of)?;
         let deliveries = Arc::new(Outstanding::default());
-        let producer: ThreadedProducer<Deliveries> = kafka
-            .client()
+        let mut writing = base(kafka);
+        writing
             .set("transactional.id", &settings.transactional_id)
             .set("transaction.timeout.ms", millis(settings.transaction_timeout))
             .set("enable.idempotence", "true")
             .set("partitioner", "murmur2_random")
             .set("compression.codec", "lz4")
             .set("linger.ms", "0")
-            .set("message.max.bytes", schemas::topic::REJECT_BYTES_MAX.to_string())
-            .create_with_context(Deliveries(Arc::clone(&deliveries)))
-            .map_err(LogError::of)?;
-        producer.init_transactions(CALL_TIMEOUT).map_err(LogError::of)?;
-        consumer.subscribe(&[&settings.topic]).map_err(LogError::of)?;
+            .set("message.max.bytes", schemas::topic::REJECT_BYTES_MAX.to_string());
+        let producer: ThreadedProducer<Deliveries> =
+            with_properties(writing, kafka).create_with_context(Deliveries(Arc::clone(&deliveries))).map_err(of)?;
+        producer.init_transactions(CALL_TIMEOUT).map_err(of)?;
+        consumer.subscribe(&[&settings.topic]).map_err(of)?;
         let (topic, metadata) = (Arc::from(settings.topic.as_str()), None);
         let transaction_timeout = settings.transaction_timeout;
         Ok(Transactor { consumer, producer, deliveries, topic, metadata, transaction_timeout })
@@ -144,8 +143,8 @@ impl Transactor {
             return Ok(Some(event));
         }
         let polled = self.consumer.poll(wait).map(|polled| match polled {
-            Ok(message) => Ok(owned(&self.topic, &message)),
-            Err(error) => Err(LogError::of(error)),
+            Ok(message) => Ok(owned(&message, &self.topic)),
+            Err(error) => Err(of(error)),
         });
         match (self.rebalanced()?, polled) {
             // Messages that were fetched under the old assignment are read again under the new one.
@@ -161,14 +160,14 @@ impl Transactor {
             None => Ok(None),
             Some(Change::Revoked) => {
                 self.metadata = None;
-                self.consumer.unassign().map_err(LogError::of)?;
+                self.consumer.unassign().map_err(of)?;
                 Ok(Some(Event::Revoked))
             }
             Some(Change::Assigned(partitions)) => {
                 self.metadata = self.consumer.group_metadata();
                 Ok(Some(Event::Assigned(partitions)))
             }
-            Some(Change::Failed(code)) => Err(LogError::of(KafkaError::Rebalance(code))),
+            Some(Change::Failed(code)) => Err(of(KafkaError::Rebalance(code))),
         }
     }
 
@@ -181,16 +180,16 @@ impl Transactor {
         for partition in partitions {
             list.add_partition(&self.topic, *partition);
         }
-        let committed = self.consumer.committed_offsets(list, CALL_TIMEOUT).map_err(LogError::of)?;
+        let committed = self.consumer.committed_offsets(list, CALL_TIMEOUT).map_err(of)?;
         let mut standing = BTreeMap::new();
         for element in committed.elements() {
-            element.error().map_err(LogError::of)?;
+            element.error().map_err(of)?;
             let committed = match element.offset() {
                 Offset::Offset(offset) => Some(offset),
                 _ => None,
             };
             let watermarks = self.consumer.fetch_watermarks(&self.topic, element.partition(), CALL_TIMEOUT);
-            let (low, high) = watermarks.map_err(LogError::of)?;
+            let (low, high) = watermarks.map_err(of)?;
             standing.insert(element.partition(), Standing { committed, low, high });
         }
         Ok(standing)
@@ -202,7 +201,7 @@ impl Transactor {
     /// The group has moved on in the meantime: poll again.
     pub fn assign(&mut self, starts: &BTreeMap<i32, i64>) -> Result<(), LogError> {
         let list = self.offsets(starts)?;
-        self.consumer.assign(&list).map_err(LogError::of)
+        self.consumer.assign(&list).map_err(of)
     }
 
     /// Goes back to these offsets, after an abort.
@@ -210,8 +209,8 @@ impl Transactor {
     /// # Errors
     /// A partition is no longer this member's: poll again.
     pub fn rewind(&mut self, starts: &BTreeMap<i32, i64>) -> Result<(), LogError> {
-        let sought = self.consumer.seek_partitions(self.offsets(starts)?, CALL_TIMEOUT).map_err(LogError::of)?;
-        sought.elements().iter().try_for_each(|element| element.error().map_err(LogError::of))
+        let sought = self.consumer.seek_partitions(self.offsets(starts)?, CALL_TIMEOUT).map_err(of)?;
+        sought.elements().iter().try_for_each(|element| element.error().map_err(of))
     }
 
     /// Writes the records, and `next` as the group's offsets, in one transaction.
@@ -223,7 +222,7 @@ impl Transactor {
         let Some(metadata) = &self.metadata else {
             return Err(CommitError::Aborted("the partitions were taken away".to_owned()));
         };
-        self.producer.begin_transaction().map_err(LogError::of)?;
+        self.producer.begin_transaction().map_err(of)?;
         let written = self
             .produce(records)
             .and_then(|()| self.producer.send_offsets_to_transaction(&offsets, metadata, CALL_TIMEOUT));
@@ -238,16 +237,13 @@ impl Transactor {
     /// the event that it polls for.
     fn produce(&self, records: &[Record]) -> Result<(), KafkaError> {
         self.deliveries.start(records.len());
-        for (sent, record) in records.iter().enumerate() {
-            let headers = super::headers(&record.headers);
-            let mut base = BaseRecord::<[u8], [u8]>::to(&record.topic).timestamp(record.timestamp).headers(headers);
+        for record in records {
+            let mut base = BaseRecord::<[u8], [u8]>::to(&record.topic).timestamp(record.timestamp);
+            base.headers = headers(&record.headers);
             base.partition = record.partition;
             base.key = record.key.as_deref();
             base.payload = record.value.as_deref();
-            if let Err((error, _)) = self.producer.send(base) {
-                self.deliveries.start(sent); // the rest will never come
-                return Err(error);
-            }
+            self.producer.send(base).map_err(|(error, _)| error)?;
         }
         self.deliveries.wait(self.transaction_timeout)
     }
@@ -262,7 +258,7 @@ impl Transactor {
                 Err(KafkaError::Transaction(error)) if error.is_retriable() => {
                     tracing::warn!(error = %error, "commit in doubt, asking again");
                 }
-                Err(error) => return Err(LogError::of(error).into()),
+                Err(error) => return Err(of(error).into()),
             }
         }
         let doubt = "the outcome of a transaction stays in doubt: see to the broker, then start again";
@@ -273,16 +269,16 @@ impl Transactor {
         if let KafkaError::Transaction(error) = &cause
             && error.is_fatal()
         {
-            return Err(LogError::of(cause).into());
+            return Err(of(cause).into());
         }
-        self.producer.abort_transaction(self.transaction_timeout).map_err(LogError::of)?;
+        self.producer.abort_transaction(self.transaction_timeout).map_err(of)?;
         Err(CommitError::Aborted(cause.to_string()))
     }
 
     fn offsets(&self, offsets: &BTreeMap<i32, i64>) -> Result<TopicPartitionList, LogError> {
         let mut list = TopicPartitionList::new();
         for (partition, offset) in offsets {
-            list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset)).map_err(LogError::of)?;
+            list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset)).map_err(of)?;
         }
         Ok(list)
     }
@@ -292,16 +288,8 @@ fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-fn owned(topic: &Arc<str>, message: &rdkafka::message::BorrowedMessage<'_>) -> Message {
-    Message {
-        topic: Arc::clone(topic),
-        partition: message.partition(),
-        offset: message.offset(),
-        timestamp: message.timestamp().to_millis().unwrap_or(-1),
-        key: message.key().map(<[u8]>::to_vec),
-        value: message.payload().map(<[u8]>::to_vec),
-        headers: super::headers_of(message),
-    }
+fn of(error: KafkaError) -> LogError {
+    classify(&error)
 }
 
 /// A change of the group, in the order in which it came.
@@ -315,7 +303,15 @@ enum Change {
 #[derive(Default)]
 struct Rebalances(Mutex<std::collections::VecDeque<Change>>);
 
-impl ClientContext for Rebalances {}
+impl ClientContext for Rebalances {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        Logged.log(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        Logged.error(error, reason);
+    }
+}
 
 impl ConsumerContext for Rebalances {
     fn rebalance(&self, _: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
@@ -381,7 +377,15 @@ impl Outstanding {
 /// Counts delivery reports, on the producer's own thread.
 struct Deliveries(Arc<Outstanding>);
 
-impl ClientContext for Deliveries {}
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        Logged.log(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        Logged.error(error, reason);
+    }
+}
 
 impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();

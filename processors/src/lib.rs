@@ -1,5 +1,169 @@
 //! The model stages, the chain that runs them, and the exactly-once shell around them.
+//!
+//! A turn's way through here: [`batch`] admits it, [`chain`] runs the [`stages`] on it, `runner` makes it happen exactly
+//! once. Leaves out: how turns got into the log, and who reads the enriched ones.
+
+#![warn(clippy::unwrap_used)]
 
 pub mod stage;
+pub mod stages;
+pub mod chain;
+pub mod sequence;
+pub mod batch;
+pub mod plan;
+pub mod standing;
+mod runner;
+pub mod rebuild;
+pub mod status;
+mod meters;
+pub mod model;
+pub mod language;
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use opentelemetry::metrics::Meter;
+use schemas::{Codec, Stamp, Tier, Turn, turn_id};
+use store::context::Contexts;
+use store::log::Kafka;
+use tokio_util::sync::CancellationToken;
+
+pub use batch::TierPolicy;
+pub use chain::Chain;
+pub use model::{Models, Options};
+pub use plan::{Plan, PlanError, plan};
+pub use runner::{KILLS_MAX, Limits, RunError};
 pub use stage::{AnyStage, Failure, Stage};
+pub use status::Status;
+
+/// What a process runs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Stable name of this process; two that run the same stages need different ones.
+    pub instance: String,
+    /// A contiguous run of [`stages::ORDER`]; none means all.
+    pub stages: Vec<String>,
+    /// Which tier new turns get.
+    pub tier: TierPolicy,
+    /// The folder of the model families.
+    pub models: PathBuf,
+    /// The ONNX Runtime library.
+    pub onnxruntime: PathBuf,
+    /// How models run.
+    pub options: Options,
+    /// Bounds of the runner.
+    pub limits: Limits,
+}
+
+/// What the role works on.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The log.
+    pub kafka: Kafka,
+    /// The contexts.
+    pub contexts: Contexts,
+    /// Reads and writes values.
+    pub codec: Arc<Codec>,
+    /// Where metrics go.
+    pub meter: Meter,
+    /// Tells whether the role is ready.
+    pub status: Arc<Status>,
+    /// Ends the role.
+    pub shutdown: CancellationToken,
+}
+
+/// Group of the chain that begins with `stage`: a new cut takes over where the chain that ran this stage stood.
+pub fn group(stage: &str) -> String {
+    format!("undertone-{stage}")
+}
+
+/// Runs the role until shutdown, with the stages of this crate.
+///
+/// # Errors
+/// The role failed: the process is to end.
+pub async fn run(config: Config, around: Surroundings) -> Result<(), RunError> {
+    let (models, onnxruntime, options) = (config.models.clone(), config.onnxruntime.clone(), config.options.clone());
+    let load = move || Ok(stages::all(&Models::open(&models, &onnxruntime, &options)?));
+    run_stages(config, stages::ORDER, load, around).await
+}
+
+/// Runs the role until shutdown with other stages; `load` makes all of `order`, on the role's own thread.
+///
+/// # Errors
+/// The role failed: the process is to end.
+pub async fn run_stages(
+    config: Config,
+    order: &[&str],
+    load: impl FnOnce() -> Result<Vec<Box<dyn AnyStage>>, Failure> + Send + 'static,
+    around: Surroundings,
+) -> Result<(), RunError> {
+    let plan = plan(order, &config.stages)?;
+    let runtime = tokio::runtime::Handle::current();
+    let (done, result) = tokio::sync::oneshot::channel();
+    let work = move || {
+        around.status.set("loading models");
+        let mut stages = load()?;
+        let stages = stages.drain(plan.run.clone()).collect();
+        let chain = Chain::new(stages, plan.first, Arc::clone(&around.codec));
+        let group = group(chain.name());
+        let runner = runner::Runner {
+            transactional_id: format!("{group}-{}", config.instance),
+            group,
+            chain,
+            plan,
+            tier: config.tier,
+            limits: config.limits,
+            kafka: around.kafka,
+            contexts: around.contexts,
+            codec: around.codec,
+            meters: meters::Meters::new(&around.meter),
+            status: around.status,
+            shutdown: around.shutdown,
+            runtime,
+        };
+        runner.run()
+    };
+    let thread = std::thread::Builder::new().name("processors".to_owned()).spawn(move || {
+        // Nobody listens only if the pipeline was dropped.
+        let _ = done.send(work());
+    });
+    thread.map_err(RunError::Thread)?;
+    result.await.unwrap_or(Err(RunError::Panicked))
+}
+
+/// All parts for each text, each as the first turn of a conversation of its own. `now` in milliseconds since the Unix
+/// epoch.
+///
+/// # Errors
+/// A fault of ours.
+pub fn analyze(chain: &Chain, texts: &[String], tier: Tier, now: i64) -> Result<Vec<Turn>, Failure> {
+    let turn = |(index, text): (usize, &String)| Turn {
+        id: turn_id("analyze", "analyze", "", &index.to_string()),
+        conversation: "analyze".to_owned(),
+        at: now,
+        received_at: now,
+        source: "analyze".to_owned(),
+        kind: "message".to_owned(),
+        bot: None,
+        external_id: index.to_string(),
+        sender: None,
+        chat_kind: None,
+        message_id: None,
+        reply_to: None,
+        language_hint: None,
+        text: text.clone(),
+        position: None,
+        stamp: None,
+        tier: Some(tier),
+        skipped: Vec::new(),
+        encoding: None,
+        emotion: None,
+    };
+    let mut turns: Vec<Turn> = texts.iter().enumerate().map(turn).collect();
+    chain.infer(&mut turns)?;
+    for (offset, turn) in turns.iter_mut().enumerate() {
+        let mut conversation = chain.open(&turn.conversation, std::collections::HashMap::new())?;
+        chain.fold(&mut conversation, turn, Stamp { partition: 0, offset: offset as i64 })?;
+    }
+    Ok(turns)
+}

@@ -1,0 +1,263 @@
+//! From messages to turns and back to records: what a chain admits, what it rejects, what it writes. Pure.
+
+use schemas::topic::{REJECTS, TEXT_BYTES_MAX, TURN_BYTES_MAX};
+use schemas::{Codec, DecodeError, EncodeError, Envelope, Header, Reason, Reject, Stamp, Tier, TraceParent, Turn};
+use store::log::{Message, Record};
+use uuid::Uuid;
+
+/// Longest conversation id in bytes.
+pub const CONVERSATION_BYTES_MAX: usize = 512;
+
+/// Where an admitted turn came from, and what travels beside it.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its place in `turns.received`.
+    pub stamp: Stamp,
+    /// Its place in the topic that the chain reads: it is written to the same partition.
+    pub partition: i32,
+    correlation_id: String,
+    trace: Option<TraceParent>,
+}
+
+/// A message that is at fault.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refused {
+    /// The class of the fault.
+    pub reason: Reason,
+    /// What is wrong and how to mend it.
+    pub detail: String,
+}
+
+/// Reads a message and checks what the first processor promises to all that come after.
+///
+/// # Errors
+/// The message is at fault.
+pub fn admit(codec: &Codec, first: bool, message: &Message) -> Result<(Turn, Place), Refused> {
+    let value = message.value.as_deref().unwrap_or_default();
+    if value.len() > TURN_BYTES_MAX {
+        let detail = format!("record of {} bytes; at most {TURN_BYTES_MAX} are taken: shorten it", value.len());
+        return Err(Refused { reason: Reason::Oversized, detail });
+    }
+    let turn: Turn = codec.decode(value).map_err(|error| Refused {
+        reason: match error {
+            DecodeError::UnknownSchema(_) | DecodeError::WrongKind { .. } => Reason::UnknownSchema,
+            DecodeError::Short(_)
+            | DecodeError::Magic(_)
+            | DecodeError::Malformed { .. }
+            | DecodeError::Trailing(_) => Reason::Malformed,
+        },
+        detail: error.to_string(),
+    })?;
+    let place = Stamp { partition: message.partition, offset: message.offset };
+    let stamp = if first { check(&turn, message).map(|()| place)? } else { stamped(&turn)? };
+    let header = |name: &str| {
+        let value = message.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_slice());
+        value.and_then(|value| std::str::from_utf8(value).ok())
+    };
+    let correlation_id = header("correlationid").map_or_else(|| turn.id.to_string(), str::to_owned);
+    let trace = header("traceparent").and_then(TraceParent::parse);
+    Ok((turn, Place { stamp, partition: message.partition, correlation_id, trace }))
+}
+
+/// What every turn in `turns.received` must keep, whoever wrote it.
+fn check(turn: &Turn, message: &Message) -> Result<(), Refused> {
+    let invalid = |detail: String| Err(Refused { reason: Reason::Invalid, detail });
+    if turn.conversation.is_empty() || turn.conversation.len() > CONVERSATION_BYTES_MAX {
+        return invalid(format!("conversation must have 1 to {CONVERSATION_BYTES_MAX} bytes"));
+    }
+    if message.key.as_deref() != Some(turn.conversation.as_bytes()) {
+        return invalid("the record's key must be the turn's conversation, or its order is lost".to_owned());
+    }
+    if turn.text.len() > TEXT_BYTES_MAX {
+        let detail = format!("text of {} bytes; at most {TEXT_BYTES_MAX} are taken: shorten it", turn.text.len());
+        return Err(Refused { reason: Reason::Oversized, detail });
+    }
+    Ok(())
+}
+
+fn stamped(turn: &Turn) -> Result<Stamp, Refused> {
+    match (turn.stamp, turn.position, turn.tier) {
+        (Some(stamp), Some(_), Some(_)) => Ok(stamp),
+        _ => Err(Refused {
+            reason: Reason::Invalid,
+            detail: "a turn between two chains must have passed the first one: write to turns.received".to_owned(),
+        }),
+    }
+}
+
+impl Place {
+    /// The record of the turn that came from here. `now` in milliseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// The turn does not fit its schema: a fault of ours.
+    pub fn record(
+        &self,
+        codec: &Codec,
+        turn: &Turn,
+        topic: &str,
+        chain: &str,
+        now: i64,
+    ) -> Result<Record, EncodeError> {
+        let id = turn.id;
+        let envelope = Envelope {
+            id: id.to_string(),
+            source: format!("/processors/{chain}"),
+            kind: "dev.undertone.turn.enriched.v1".to_owned(),
+            time: now,
+            correlation_id: self.correlation_id.clone(),
+            // The same turn gets the same span however often its batch is run.
+            trace: self.trace.map(|trace| trace.child(Uuid::new_v5(&id, chain.as_bytes()))),
+        };
+        Ok(Record {
+            topic: topic.to_owned(),
+            partition: Some(self.partition),
+            key: Some(turn.conversation.clone().into_bytes()),
+            value: Some(codec.encode(turn)?),
+            headers: wire(envelope.headers()),
+            timestamp: turn.received_at,
+        })
+    }
+}
+
+/// The record of a reject, with the message as it came. `now` in milliseconds since the Unix epoch.
+///
+/// # Errors
+/// A fault of ours.
+pub fn rejection(codec: &Codec, refused: &Refused, message: Message, now: i64) -> Result<Record, EncodeError> {
+    let Message { topic, partition, offset, key, value, headers, .. } = message;
+    let id = Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("{topic}/{partition}/{offset}").as_bytes());
+    let correlation = headers.iter().find(|(name, _)| name == "correlationid");
+    let correlation_id = correlation.and_then(|(_, value)| String::from_utf8(value.clone()).ok());
+    let envelope = Envelope {
+        id: id.to_string(),
+        source: "/processors".to_owned(),
+        kind: "dev.undertone.reject.v1".to_owned(),
+        time: now,
+        correlation_id: correlation_id.unwrap_or_else(|| id.to_string()),
+        trace: None,
+    };
+    let reject = Reject {
+        id,
+        at: now,
+        stage: "processors".to_owned(),
+        reason: refused.reason.name().to_owned(),
+        detail: refused.detail.clone(),
+        attempt: 1,
+        source: None,
+        bot: None,
+        topic: Some(topic.to_string()),
+        partition: Some(partition),
+        offset: Some(offset),
+        key: key.clone(),
+        headers: headers.into_iter().map(|(name, value)| Header { name, value }).collect(),
+        raw: value.unwrap_or_default(),
+    };
+    Ok(Record {
+        topic: REJECTS.to_owned(),
+        partition: None,
+        key,
+        value: Some(codec.encode(&reject)?),
+        headers: wire(envelope.headers()),
+        timestamp: now,
+    })
+}
+
+fn wire(headers: Vec<(&'static str, String)>) -> Vec<(String, Vec<u8>)> {
+    headers.into_iter().map(|(name, value)| (name.to_owned(), value.into_bytes())).collect()
+}
+
+/// Which tier new turns get.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum TierPolicy {
+    /// Always this one.
+    Fixed(Tier),
+    /// Full, but fast while the oldest turn in work has waited for longer than this, in milliseconds; full comes back
+    /// when the wait has fallen to half of it.
+    Degrade {
+        /// The bound.
+        lag_ms_max: i64,
+    },
+}
+
+impl TierPolicy {
+    /// The tier of a batch whose oldest turn has waited `lag_ms`, after `last`.
+    pub fn choose(self, last: Tier, lag_ms: i64) -> Tier {
+        match self {
+            TierPolicy::Fixed(tier) => tier,
+            TierPolicy::Degrade { lag_ms_max } if lag_ms > lag_ms_max => Tier::Fast,
+            TierPolicy::Degrade { lag_ms_max } if lag_ms <= lag_ms_max / 2 => Tier::Full,
+            TierPolicy::Degrade { .. } => last,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn() -> Turn {
+        serde_json::from_str(include_str!("../../schemas/avro/examples/turn.json")).unwrap()
+    }
+
+    fn message(codec: &Codec, turn: &Turn) -> Message {
+        Message {
+            topic: "undertone.turns.received.v1".into(),
+            partition: 2,
+            offset: 9,
+            timestamp: 5,
+            key: Some(turn.conversation.clone().into_bytes()),
+            value: Some(codec.encode(turn).unwrap()),
+            headers: vec![("correlationid".to_owned(), b"c-1".to_vec())],
+        }
+    }
+
+    #[test]
+    fn a_good_turn_is_admitted_with_its_place_and_keeps_its_correlation() {
+        let codec = Codec::embedded();
+        let (admitted, place) = admit(&codec, true, &message(&codec, &turn())).unwrap();
+        assert_eq!(place.stamp, Stamp { partition: 2, offset: 9 });
+        let record = place.record(&codec, &admitted, "t", "encode", 1).unwrap();
+        assert_eq!(record.partition, Some(2));
+        assert!(record.headers.contains(&("correlationid".to_owned(), b"c-1".to_vec())));
+        assert_eq!(codec.decode::<Turn>(record.value.as_deref().unwrap()).unwrap(), turn());
+    }
+
+    #[test]
+    fn each_fault_has_its_reason_and_keeps_the_raw_bytes() {
+        let codec = Codec::embedded();
+        let good = turn();
+        let with = |change: &dyn Fn(&mut Message)| {
+            let mut message = message(&codec, &good);
+            change(&mut message);
+            message
+        };
+        let long = Turn { text: "x".repeat(TEXT_BYTES_MAX + 1), ..good.clone() };
+        let cases = [
+            (with(&|m| m.value = None), Reason::Malformed),
+            (with(&|m| m.value = Some(b"{}".to_vec())), Reason::Malformed),
+            (with(&|m| m.value = Some(vec![0, 0, 0, 9, 9, 1])), Reason::UnknownSchema),
+            (with(&|m| m.value.as_mut().unwrap().truncate(40)), Reason::Malformed),
+            (with(&|m| m.key = Some(b"somebody else".to_vec())), Reason::Invalid),
+            (with(&|m| m.value = Some(vec![0; TURN_BYTES_MAX + 1])), Reason::Oversized),
+            (message(&codec, &long), Reason::Oversized),
+        ];
+        for (message, reason) in cases {
+            let refused = admit(&codec, true, &message).unwrap_err();
+            assert_eq!(refused.reason, reason, "{}", refused.detail);
+            let raw = message.value.clone().unwrap_or_default();
+            let record = rejection(&codec, &refused, message, 7).unwrap();
+            let reject: Reject = codec.decode(record.value.as_deref().unwrap()).unwrap();
+            assert_eq!((reject.raw, reject.offset, reject.reason.as_str()), (raw, Some(9), reason.name()));
+        }
+    }
+
+    #[test]
+    fn overload_gives_the_fast_tier_until_the_lag_is_gone() {
+        let policy = TierPolicy::Degrade { lag_ms_max: 1000 };
+        assert_eq!(policy.choose(Tier::Full, 1000), Tier::Full);
+        assert_eq!(policy.choose(Tier::Full, 1001), Tier::Fast);
+        assert_eq!(policy.choose(Tier::Fast, 700), Tier::Fast, "no flapping");
+        assert_eq!(policy.choose(Tier::Fast, 500), Tier::Full);
+        assert_eq!(TierPolicy::Fixed(Tier::Fast).choose(Tier::Full, 0), Tier::Fast);
+    }
+}

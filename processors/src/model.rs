@@ -1,0 +1,101 @@
+//! The model files, loaded once for the life of a pipeline and shared by its stages.
+//!
+//! Promises: a file is used only if it is what its card says (checksum, names of inputs and outputs); every problem is a
+//! [`Failure::Model`] that names the file and the mend; what a model says of a text is a pure function of the text, bit
+//! for bit the same alone and in any batch, in this process and in another on the same processor. Leaves out: where the
+//! files are found (the program knows), and training (`models/`).
+
+pub mod card;
+pub mod cores;
+pub mod embed;
+pub mod encoder;
+pub mod expression;
+pub mod ngram;
+pub mod runtime;
+pub mod tensors;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use schemas::{Provenance, Tier};
+
+use crate::stage::Failure;
+use card::Family;
+use cores::Cores;
+use embed::WordVectors;
+use encoder::Encoder;
+use expression::Expression;
+use runtime::Runtime;
+
+/// How models run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Cores that models may use at once, at least 1: as many single-threaded sessions are made.
+    pub cores: usize,
+}
+
+impl Default for Options {
+    /// As many cores as the process may use: the standard library reads affinity and cgroup quotas.
+    fn default() -> Options {
+        Options { cores: thread::available_parallelism().map_or(1, usize::from) }
+    }
+}
+
+/// All models of a pipeline.
+#[derive(Debug)]
+pub struct Models {
+    encoder: Encoder,
+    words: WordVectors,
+    expression: Expression,
+    cores: Cores,
+}
+
+impl Models {
+    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`) and loads the ONNX Runtime library at
+    /// `onnxruntime`. The library is loaded once a process; another pipeline may open its own models on the same one.
+    ///
+    /// # Errors
+    /// [`Failure::Model`]: a file is missing, damaged, or not what its card says; the library is missing, too old, or
+    /// not the one that this process has already loaded.
+    pub fn open(dir: &Path, onnxruntime: &Path, options: &Options) -> Result<Arc<Models>, Failure> {
+        let cores = Cores::new(options.cores);
+        // The families do not depend on each other; reading and checking them at once halves the start.
+        let (encoder, words, expression) = thread::scope(|scope| {
+            let words = scope.spawn(|| WordVectors::open(&Family::open(dir, "static")?));
+            let expression = scope.spawn(|| Expression::open(&Family::open(dir, "emotion")?));
+            let encoder = Runtime::load(onnxruntime)
+                .and_then(|runtime| Encoder::open(&Family::open(dir, "encoder")?, runtime, options.cores));
+            (encoder, cores::joined(words.join()), cores::joined(expression.join()))
+        });
+        Ok(Arc::new(Models { encoder: encoder?, words: words?, expression: expression?, cores }))
+    }
+
+    /// The transformer of the full tier.
+    pub fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
+    /// The static embeddings of the fast tier.
+    pub fn words(&self) -> &WordVectors {
+        &self.words
+    }
+
+    /// What words express.
+    pub fn expression(&self) -> &Expression {
+        &self.expression
+    }
+
+    /// The cores that models may use.
+    pub fn cores(&self) -> &Cores {
+        &self.cores
+    }
+
+    /// Which model embeds texts of a tier.
+    pub fn embedder(&self, tier: Tier) -> Provenance {
+        match tier {
+            Tier::Full => self.encoder.provenance(),
+            Tier::Fast => self.words.provenance(),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The encoder of the full tier: WordPiece tokens through a static int8 transformer.
+//!
+//! Promises: a text's embedding does not depend on its neighbours, bit for bit: the graph's scales are constants, and
+//! only texts of equal token length share a call, so that there is no padding. Leaves out: caching, which the stage does.
+
+use std::num::NonZeroUsize;
+use std::thread;
+
+use ort::session::Session;
+use ort::value::TensorRef;
+use schemas::{Embedding, Provenance, Tier};
+use tokenizers::{Tokenizer, TruncationParams};
+
+use super::card::Family;
+use super::cores::{Cores, joined};
+use super::runtime::{Runtime, Sessions};
+use crate::stage::Failure;
+
+/// Components of an embedding.
+pub const DIMENSION: usize = 384;
+/// Tokens that are read of a text, the two special ones included.
+pub const TOKENS_MAX: usize = 128;
+/// Texts of equal length in one call of the graph.
+pub const BATCH_TEXTS_MAX: usize = 8;
+
+const GRAPH: &str = "encoder.onnx";
+const TOKENIZER: &str = "tokenizer.json";
+const OUTPUT: &str = "embedding";
+/// Texts that a core tokenises at a time: a text takes about as long as the start of a thread.
+const TOKENISE_GRAIN: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
+
+/// The encoder.
+#[derive(Debug)]
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    sessions: Sessions,
+    model: String,
+    version: String,
+}
+
+impl Encoder {
+    /// Loads the family's graph into `sessions` single-threaded sessions, and its tokenizer.
+    ///
+    /// # Errors
+    /// [`Failure::Model`].
+    pub fn open(family: &Family, runtime: Runtime, sessions: usize) -> Result<Encoder, Failure> {
+        let (tokenizer, sessions) = thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| read_tokenizer(family, TOKENIZER, Some(TOKENS_MAX)));
+            let sessions = Sessions::open(runtime, family, GRAPH, sessions);
+            (joined(tokenizer.join()), sessions)
+        });
+        let (model, version) = (family.card().model.clone(), family.card().version.clone());
+        Ok(Encoder { tokenizer: tokenizer?, sessions: sessions?, model, version })
+    }
+
+    /// What stands in the provenance of its parts.
+    pub fn provenance(&self) -> Provenance {
+        Provenance { model: self.model.clone(), version: self.version.clone(), tier: Tier::Full }
+    }
+
+    /// The first [`TOKENS_MAX`] token ids of a text, the special ones included.
+    ///
+    /// # Errors
+    /// [`Failure::Run`]: the tokenizer gave up, which its files rule out for any text.
+    pub fn tokens(&self, text: &str) -> Result<Vec<i64>, Failure> {
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| failure(&e))?;
+        Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
+    }
+
+    /// Embeddings of texts, in their order: a lone text at once, many in batches of equal length spread over the cores.
+    ///
+    /// # Errors
+    /// [`Failure::Run`]: the runtime failed, or returned something that is not an embedding.
+    pub fn embed(&self, texts: &[&str], cores: &Cores) -> Result<Vec<Embedding>, Failure> {
+        let tokens: Vec<Vec<i64>> =
+            cores.map(texts, TOKENISE_GRAIN, |text| self.tokens(text)).into_iter().collect::<Result<_, _>>()?;
+        let batches = batches(&tokens);
+        let results =
+            cores.map(&batches, NonZeroUsize::MIN, |batch| self.sessions.with(|session| run(session, &tokens, batch)));
+        let mut embeddings: Vec<Option<Embedding>> = texts.iter().map(|_| None).collect();
+        for (batch, result) in batches.iter().zip(results) {
+            for (text, embedding) in batch.iter().zip(result?) {
+                embeddings[*text] = Some(embedding);
+            }
+        }
+        Ok(embeddings.into_iter().map(|e| e.expect("every text is in one batch")).collect())
+    }
+}
+
+/// A tokenizer without padding, cut at `tokens_max` tokens where that is given.
+pub(crate) fn read_tokenizer(
+    family: &Family,
+    file: &'static str,
+    tokens_max: Option<usize>,
+) -> Result<Tokenizer, Failure> {
+    let mut tokenizer = Tokenizer::from_bytes(family.read(file)?).map_err(|e| family.failure(file, e))?;
+    let truncation = tokens_max.map(|max_length| TruncationParams { max_length, ..TruncationParams::default() });
+    tokenizer.with_padding(None).with_truncation(truncation).map_err(|e| family.failure(file, e))?;
+    Ok(tokenizer)
+}
+
+/// Indices of texts in groups of equal length, at most [`BATCH_TEXTS_MAX`] each; the longest first, so that no core
+/// starts a long batch when the others are done.
+fn batches(tokens: &[Vec<i64>]) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..tokens.len()).collect();
+    order.sort_by_key(|text| std::cmp::Reverse(tokens[*text].len()));
+    let equal = order.chunk_by(|a, b| tokens[*a].len() == tokens[*b].len());
+    equal.flat_map(|same| same.chunks(BATCH_TEXTS_MAX)).map(<[usize]>::to_vec).collect()
+}
+
+/// One call of the graph on texts of equal length.
+fn run(session: &mut Session, tokens: &[Vec<i64>], batch: &[usize]) -> Result<Vec<Embedding>, Failure> {
+    let length = tokens[batch[0]].len();
+    debug_assert!(batch.iter().all(|text| tokens[*text].len() == length), "a batch holds one length");
+    let ids: Vec<i64> = batch.iter().flat_map(|text| &tokens[*text]).copied().collect();
+    let (ones, zeros) = (vec![1i64; ids.len()], vec![0i64; ids.len()]);
+    let shape = [batch.len(), length];
+    let tensor = |values| TensorRef::from_array_view((shape, values));
+    let inputs = ort::inputs![
+        "input_ids" => tensor(ids.as_slice()).map_err(|e| failure(&e))?,
+        "attention_mask" => tensor(ones.as_slice()).map_err(|e| failure(&e))?,
+        "token_type_ids" => tensor(zeros.as_slice()).map_err(|e| failure(&e))?,
+    ];
+    let outputs = session.run(inputs).map_err(|e| failure(&e))?;
+    let output = outputs.get(OUTPUT).ok_or_else(|| failure(&"the graph has no output named embedding"))?;
+    let (found, values) = output.try_extract_tensor::<f32>().map_err(|e| failure(&e))?;
+    if **found != [batch.len() as i64, DIMENSION as i64] || !values.iter().all(|v| v.is_finite()) {
+        return Err(failure(&format!("expected {} finite vectors of {DIMENSION}, got shape {found:?}", batch.len())));
+    }
+    Ok(values.chunks_exact(DIMENSION).map(Embedding::quantise).collect())
+}
+
+fn failure(problem: &dyn std::fmt::Display) -> Failure {
+    Failure::Run { stage: "encode", problem: problem.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_hold_every_text_once_with_texts_of_its_length() {
+        let tokens: Vec<Vec<i64>> = (0..100).map(|i| vec![0; 3 + i * 7 % 5]).collect();
+        let batches = batches(&tokens);
+        let mut seen: Vec<usize> = batches.concat();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..100).collect::<Vec<_>>());
+        for batch in &batches {
+            assert!(batch.len() <= BATCH_TEXTS_MAX);
+            assert!(batch.iter().all(|text| tokens[*text].len() == tokens[batch[0]].len()));
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The stages, in the order in which turns pass them.
+//!
+//! To add one: a file under `stages/`, a line in [`all`] and [`ORDER`], an optional field in the schema.
+
+mod emotion;
+mod encode;
+mod memo;
+
+use std::sync::Arc;
+
+use schemas::{Skipped, Turn};
+
+use crate::model::Models;
+use crate::stage::AnyStage;
+
+pub use emotion::{
+    Emotions, HALF_LIFE_MS, HALF_LIFE_TURNS, RECENT_HALF_LIFE_MS, RECENT_HALF_LIFE_TURNS, intensity, valence,
+};
+pub use encode::{Encode, RECENT_MAX, SPACES_MAX};
+
+/// Names of all stages, in order.
+pub const ORDER: &[&str] = &["encode", "emotion"];
+
+/// All stages, in the order of [`ORDER`].
+pub fn all(models: &Arc<Models>) -> Vec<Box<dyn AnyStage>> {
+    vec![Box::new(Encode::new(Arc::clone(models))), Box::new(Emotions::new(Arc::clone(models)))]
+}
+
+/// Why a stage left its part absent: words that stay as they are.
+pub mod reason {
+    /// Nothing is left of the text without white space and invisible characters.
+    pub const EMPTY_TEXT: &str = "empty_text";
+    /// The stage builds on the part of `encode`, and there is none.
+    pub const NO_ENCODING: &str = "no_encoding";
+    /// The stage's model was trained for another encoder than the one that made the turn's embedding.
+    pub const OTHER_ENCODER: &str = "other_encoder";
+}
+
+/// Notes, once a stage, why its part is absent; `None` takes an older note away.
+fn note(turn: &mut Turn, stage: &'static str, reason: Option<&'static str>) {
+    turn.skipped.retain(|skipped| skipped.stage != stage);
+    turn.skipped.extend(reason.map(|reason| Skipped { stage: stage.to_owned(), reason: reason.to_owned() }));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! Stage `emotion`: what the words express, and the mood of the conversation.
+//!
+//! Promises: 28 calibrated probabilities from n-grams and the turn's embedding *as it travels*, so that every cut of the
+//! chain gives the same part; the mood is a few decayed sums, deterministic, whatever the times say. A turn that has no
+//! encoding, or one of an encoder that the head was not trained on, is skipped: the fusion is fitted on both halves, and
+//! half a model would look as sure as a whole one. Leaves out: arousal and dominance, until a model of them ships in a
+//! file of its own (the data is share-alike).
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use schemas::slice::EmotionSlice;
+use schemas::{Ekman, Emotion, Encoding, GoEmotions, Mood, Tier, Turn};
+
+use super::memo::Memo;
+use super::{note, reason};
+use crate::model::Models;
+use crate::model::expression::{Expression, LABELS};
+use crate::model::ngram::Normalised;
+use crate::stage::{Failure, Stage};
+
+/// After this time a turn counts half in the mood, in milliseconds: ten minutes, so that a mood outlives a pause but not
+/// the day.
+pub const HALF_LIFE_MS: f64 = 600_000.0;
+/// After this many further turns a turn counts half in the mood, whatever the clock says: chats run at very different
+/// paces, and some sources stamp whole bursts with one second.
+pub const HALF_LIFE_TURNS: f64 = 8.0;
+/// As [`HALF_LIFE_MS`], for what happens right now.
+pub const RECENT_HALF_LIFE_MS: f64 = 60_000.0;
+/// As [`HALF_LIFE_TURNS`], for what happens right now.
+pub const RECENT_HALF_LIFE_TURNS: f64 = 2.0;
+
+const NAME: &str = "emotion";
+/// Texts that a core looks at together, so that starting a thread is worth it.
+const GRAIN: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
+const NEUTRAL: usize = LABELS - 1;
+
+/// Positive emotions, as the authors of GoEmotions group them by sentiment (Demszky et al. 2020, figure 2; file
+/// `sentiment_mapping.json` of their release). Confusion, curiosity, realization and surprise are ambiguous: they count
+/// for neither side.
+const POSITIVE: [&str; 12] = [
+    "admiration",
+    "amusement",
+    "approval",
+    "caring",
+    "desire",
+    "excitement",
+    "gratitude",
+    "joy",
+    "love",
+    "optimism",
+    "pride",
+    "relief",
+];
+/// Negative emotions; see [`POSITIVE`].
+const NEGATIVE: [&str; 11] = [
+    "anger",
+    "annoyance",
+    "disappointment",
+    "disapproval",
+    "disgust",
+    "embarrassment",
+    "fear",
+    "grief",
+    "nervousness",
+    "remorse",
+    "sadness",
+];
+
+/// The stage.
+#[derive(Debug)]
+pub struct Emotions {
+    models: Arc<Models>,
+    ngram: Memo<[f32; LABELS]>,
+}
+
+impl Emotions {
+    /// The stage on loaded models.
+    pub fn new(models: Arc<Models>) -> Emotions {
+        Emotions { models, ngram: Memo::new(size_of::<[f32; LABELS]>()) }
+    }
+
+    /// The probabilities of a turn's text, or why there are none.
+    fn probabilities(&self, ngram: &[f32; LABELS], encoding: &Encoding) -> Result<GoEmotions, &'static str> {
+        let tier = encoding.provenance.tier;
+        if encoding.provenance != self.models.embedder(tier) {
+            return Err(reason::OTHER_ENCODER);
+        }
+        let probabilities = self.models.expression().probabilities(tier, ngram, &encoding.embedding);
+        probabilities.ok_or(reason::OTHER_ENCODER)
+    }
+}
+
+impl Stage for Emotions {
+    type Slice = EmotionSlice;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, turns: &mut [Turn]) -> Result<(), Failure> {
+        let expression = self.models.expression();
+        let texts: Vec<&str> = turns.iter().filter(|t| t.encoding.is_some()).map(|t| t.text.as_str()).collect();
+        let logits = self.ngram.values(&texts, |missing| {
+            let logits = |text: &&str| expression.ngram_logits(&Normalised::of(text));
+            Ok::<_, Failure>(self.models.cores().map(missing, GRAIN, logits))
+        })?;
+        let mut logits = logits.iter();
+        for turn in turns {
+            let result = match &turn.encoding {
+                None if turn.skipped.iter().any(|s| s.reason == reason::EMPTY_TEXT) => Err(reason::EMPTY_TEXT),
+                None => Err(reason::NO_ENCODING),
+                Some(encoding) => {
+                    let logits = logits.next().expect("every encoded turn has logits");
+                    self.probabilities(logits, encoding).map(|p| part(expression, encoding.provenance.tier, p))
+                }
+            };
+            note(turn, NAME, result.as_ref().err().copied());
+            turn.emotion = result.ok();
+        }
+        Ok(())
+    }
+
+    fn fold(&self, slice: &mut EmotionSlice, turn: &mut Turn) -> Result<(), Failure> {
+        let Some(emotion) = &mut turn.emotion else { return Ok(()) };
+        if !slice.ekman.is_empty() && slice.ekman.len() != Ekman::LABELS.len() {
+            let problem = format!("holds {} Ekman sums instead of {}", slice.ekman.len(), Ekman::LABELS.len());
+            return Err(Failure::Slice { stage: NAME, conversation: turn.conversation.clone(), problem });
+        }
+        emotion.mood = Some(fold(slice, turn.at, emotion));
+        Ok(())
+    }
+}
+
+fn part(expression: &Expression, tier: Tier, probabilities: GoEmotions) -> Emotion {
+    Emotion {
+        provenance: expression.provenance(tier),
+        probabilities,
+        ekman: probabilities.ekman(),
+        labels: labels(&probabilities, &expression.head(tier).threshold),
+        valence: valence(&probabilities),
+        arousal: None,
+        dominance: None,
+        intensity: intensity(&probabilities),
+        mood: None,
+    }
+}
+
+/// Labels at or above their thresholds, the most probable first; `neutral` if there is none.
+fn labels(probabilities: &GoEmotions, threshold: &[f32; LABELS]) -> Vec<String> {
+    let p = probabilities.to_array();
+    let mut present: Vec<usize> = (0..LABELS).filter(|label| p[*label] >= threshold[*label]).collect();
+    present.sort_by(|a, b| p[*b].total_cmp(&p[*a]));
+    if present.is_empty() {
+        present.push(NEUTRAL);
+    }
+    present.into_iter().map(|label| GoEmotions::LABELS[label].to_owned()).collect()
+}
+
+/// Valence of a text, −1 (unpleasant) to 1 (pleasant): the probability of any positive emotion less that of any negative
+/// one, each 1 − Π(1 − p) over the group that GoEmotions' authors give. Neutral and ambiguous emotions pull towards 0 by
+/// taking part in neither.
+pub fn valence(probabilities: &GoEmotions) -> f32 {
+    any(probabilities, |label| POSITIVE.contains(&label)) - any(probabilities, |label| NEGATIVE.contains(&label))
+}
+
+/// How emotional a text is, 0 to 1: the probability of any emotion, 1 − Π(1 − p) over the 27, times the probability that
+/// the text is not neutral, 1 − p(neutral).
+pub fn intensity(probabilities: &GoEmotions) -> f32 {
+    any(probabilities, |label| label != "neutral") * (1.0 - probabilities.neutral)
+}
+
+fn any(probabilities: &GoEmotions, member: impl Fn(&str) -> bool) -> f32 {
+    let labelled = GoEmotions::LABELS.iter().zip(probabilities.to_array());
+    1.0 - labelled.filter(|(label, _)| member(label)).map(|(_, p)| 1.0 - p).product::<f32>()
+}
+
+/// Folds a part into the decayed sums and returns the mood after it. A turn that is older than the latest one counts as
+/// said at the same time, and time never runs back.
+fn fold(slice: &mut EmotionSlice, at: i64, emotion: &Emotion) -> Mood {
+    let elapsed_ms = if slice.turns == 0 { 0 } else { at.saturating_sub(slice.at).max(0) };
+    let decay = |half_ms: f64, half_turns: f64| (-(elapsed_ms as f64) / half_ms - 1.0 / half_turns).exp2();
+    let slow = decay(HALF_LIFE_MS, HALF_LIFE_TURNS);
+    let fast = decay(RECENT_HALF_LIFE_MS, RECENT_HALF_LIFE_TURNS);
+    let (valence, intensity) = (f64::from(emotion.valence), f64::from(emotion.intensity));
+    slice.at = if slice.turns == 0 { at } else { slice.at.max(at) };
+    slice.turns += 1;
+    slice.weight = slice.weight * slow + 1.0;
+    slice.valence = slice.valence * slow + valence;
+    slice.valence_squared = slice.valence_squared * slow + valence * valence;
+    slice.intensity = slice.intensity * slow + intensity;
+    slice.ekman.resize(Ekman::LABELS.len(), 0.0);
+    for (sum, p) in slice.ekman.iter_mut().zip(emotion.ekman.to_array()) {
+        *sum = *sum * slow + f64::from(p);
+    }
+    slice.recent_weight = slice.recent_weight * fast + 1.0;
+    slice.recent_valence = slice.recent_valence * fast + valence;
+    mood(slice)
+}
+
+/// What the sums say. The weight is at least 1 after a turn.
+fn mood(slice: &EmotionSlice) -> Mood {
+    let mean = |sum: f64| sum / slice.weight;
+    let valence = mean(slice.valence);
+    let variance = mean(slice.valence_squared) - valence * valence;
+    Mood {
+        valence: valence as f32,
+        intensity: mean(slice.intensity) as f32,
+        trend: (slice.recent_valence / slice.recent_weight - valence) as f32,
+        volatility: variance.max(0.0).sqrt() as f32,
+        ekman: Ekman::from_array(std::array::from_fn(|class| mean(slice.ekman[class]) as f32)),
+        turns: slice.turns,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,375 @@
+//! The stages on the shipped models, held against the golden file and against themselves.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use schemas::{Codec, GoEmotions, Tier, Turn, turn_id};
+use serde::Deserialize;
+
+use super::*;
+use crate::model::ngram::Normalised;
+use crate::model::{Models, Options};
+use crate::stage::{Failure, Stage};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn onnxruntime() -> PathBuf {
+    root().join(".cache/onnxruntime/libonnxruntime.so")
+}
+
+/// The shipped models, opened once for all tests.
+fn models() -> &'static Arc<Models> {
+    static MODELS: LazyLock<Arc<Models>> = LazyLock::new(|| {
+        let models = Models::open(&root().join("models"), &onnxruntime(), &Options { cores: 3 });
+        models.unwrap_or_else(|e| {
+            panic!("{e}\nthe tests need the ONNX Runtime library: run `make test`, which fetches it")
+        })
+    });
+    &MODELS
+}
+
+/// A line of `models/golden/emotion.jsonl`; `models/train/golden.py` says what the fields are.
+#[derive(Deserialize)]
+struct Golden {
+    text: String,
+    tokens: Vec<i64>,
+    full: Vec<f32>,
+    fast: Vec<f32>,
+    ngram: Option<GoldenNgram>,
+    ngram_logits: Option<Vec<f32>>,
+    r#static: Option<Vec<f32>>,
+    embedding: Option<GoldenEmbedding>,
+}
+
+#[derive(Deserialize)]
+struct GoldenNgram {
+    features: u32,
+    buckets: usize,
+    checksum: String,
+}
+
+#[derive(Deserialize)]
+struct GoldenEmbedding {
+    scale: f32,
+    first: Vec<i8>,
+}
+
+fn golden() -> Vec<Golden> {
+    let path = root().join("models/golden/emotion.jsonl");
+    let lines = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn turn(number: usize, text: &str, tier: Tier) -> Turn {
+    Turn {
+        id: turn_id("websocket", "room", "ann", &number.to_string()),
+        conversation: "room".to_owned(),
+        at: 1_700_000_000_000 + number as i64 * 1000,
+        received_at: 1_700_000_000_000,
+        source: "websocket".to_owned(),
+        kind: "message".to_owned(),
+        bot: None,
+        external_id: number.to_string(),
+        sender: None,
+        chat_kind: None,
+        message_id: None,
+        reply_to: None,
+        language_hint: None,
+        text: text.to_owned(),
+        position: None,
+        stamp: None,
+        tier: Some(tier),
+        skipped: Vec::new(),
+        encoding: None,
+        emotion: None,
+    }
+}
+
+fn turns<'a>(texts: impl IntoIterator<Item = &'a str>, tier: Tier) -> Vec<Turn> {
+    texts.into_iter().enumerate().map(|(i, text)| turn(i, text, tier)).collect()
+}
+
+fn infer(turns: &mut [Turn]) {
+    for stage in all(models()) {
+        stage.infer(turns).unwrap();
+    }
+}
+
+fn assert_near(found: f32, expected: f32, tolerance: f32, what: &str) {
+    assert!((found - expected).abs() <= tolerance, "{what}: {found} instead of {expected}");
+}
+
+#[test]
+fn tokens_are_those_of_the_training_code() {
+    for row in golden() {
+        assert_eq!(models().encoder().tokens(&row.text).unwrap(), row.tokens, "{:?}", row.text);
+    }
+}
+
+#[test]
+fn ngram_buckets_and_logits_are_those_of_the_training_code() {
+    let mut compared = 0;
+    for row in golden() {
+        let (Some(expected), Some(logits)) = (row.ngram, row.ngram_logits) else { continue };
+        let normalised = Normalised::of(&row.text);
+        let buckets = normalised.buckets();
+        assert_eq!(buckets.iter().map(|(_, count)| count).sum::<u32>(), expected.features, "{:?}", row.text);
+        assert_eq!(buckets.len(), expected.buckets, "{:?}", row.text);
+        let bytes = buckets.iter().flat_map(|(b, c)| [b.to_le_bytes(), c.to_le_bytes()].concat());
+        let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
+        let checksum = format!("{:016x}", bytes.fold(0xCBF2_9CE4_8422_2325, fnv));
+        assert_eq!(checksum, expected.checksum, "{:?}", row.text);
+        for (found, expected) in models().expression().ngram_logits(&normalised).iter().zip(logits) {
+            assert_near(*found, expected, 1e-3, &row.text);
+        }
+        compared += 1;
+    }
+    assert!(compared >= 100, "only {compared} texts have n-grams to compare with");
+}
+
+#[test]
+fn embeddings_are_those_of_the_training_code() {
+    let cores = models().cores();
+    for row in golden() {
+        if let Some(expected) = row.r#static {
+            let vector = models().words().vector(&row.text).unwrap();
+            for (found, expected) in vector.iter().zip(expected) {
+                assert_near(*found, expected, 1e-5, &row.text);
+            }
+        }
+        if let Some(expected) = row.embedding {
+            let embedding = &models().encoder().embed(&[&row.text], cores).unwrap()[0];
+            assert_near(embedding.scale, expected.scale, 1e-3 * expected.scale, &row.text);
+            for (found, expected) in embedding.values.iter().zip(expected.first) {
+                assert!((*found as i8).abs_diff(expected) <= 1, "{:?}", row.text);
+            }
+        }
+    }
+}
+
+#[test]
+fn probabilities_are_those_of_the_training_code() {
+    let golden = golden();
+    for tier in [Tier::Full, Tier::Fast] {
+        let mut turns = turns(golden.iter().map(|row| row.text.as_str()), tier);
+        infer(&mut turns);
+        let mut served = 0;
+        for (turn, row) in turns.iter().zip(&golden) {
+            let Some(emotion) = &turn.emotion else {
+                let reasons: Vec<_> = turn.skipped.iter().map(|s| (s.stage.as_str(), s.reason.as_str())).collect();
+                assert_eq!(reasons, ORDER.iter().map(|stage| (*stage, reason::EMPTY_TEXT)).collect::<Vec<_>>());
+                assert!(turn.text.chars().all(|c| !c.is_alphanumeric()), "{:?} was skipped", turn.text);
+                continue;
+            };
+            let expected = if tier == Tier::Full { &row.full } else { &row.fast };
+            for (found, expected) in emotion.probabilities.to_array().iter().zip(expected) {
+                assert_near(*found, *expected, 1e-3, &row.text);
+            }
+            served += 1;
+        }
+        assert!(served + 10 > golden.len(), "only {served} of {} texts were served", golden.len());
+    }
+}
+
+#[test]
+fn a_result_does_not_depend_on_its_neighbours() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let golden = golden();
+    let texts: Vec<&str> = golden.sample(&mut random, 160).map(|row| row.text.as_str()).collect();
+    for tier in [Tier::Full, Tier::Fast] {
+        let alone: Vec<Turn> = turns(texts.iter().copied(), tier)
+            .into_iter()
+            .map(|turn| {
+                let mut one = [turn];
+                infer(&mut one);
+                let [turn] = one;
+                turn
+            })
+            .collect();
+        for _ in 0..2 {
+            let mut together = turns(texts.iter().copied(), tier);
+            together.shuffle(&mut random);
+            let mut rest = together.as_mut_slice();
+            while !rest.is_empty() {
+                let (batch, after) = rest.split_at_mut(random.random_range(1..=rest.len().min(70)));
+                infer(batch);
+                rest = after;
+            }
+            together.sort_by_key(|turn| turn.at);
+            for (together, alone) in together.iter().zip(&alone) {
+                assert_eq!(together, alone, "{:?} differs by its batch", alone.text);
+            }
+        }
+    }
+}
+
+#[test]
+fn remembered_texts_give_the_same_parts() {
+    let texts = ["ok", "lol", "ok", "I love you", "no way!!!", "lol", "", "I love you"];
+    let stages = all(models());
+    for tier in [Tier::Full, Tier::Fast] {
+        let mut first = turns(texts, tier);
+        infer(&mut first);
+        for _ in 0..2 {
+            let mut again = turns(texts, tier);
+            stages.iter().for_each(|stage| stage.infer(&mut again).unwrap());
+            assert_eq!(again, first);
+        }
+    }
+}
+
+#[test]
+fn tiers_of_a_batch_do_not_mix() {
+    let mut mixed: Vec<Turn> =
+        (0..6).map(|i| turn(i, "so happy for you", if i % 2 == 0 { Tier::Full } else { Tier::Fast })).collect();
+    infer(&mut mixed);
+    for turn in &mixed {
+        let (encoding, emotion) = (turn.encoding.as_ref().unwrap(), turn.emotion.as_ref().unwrap());
+        assert_eq!(encoding.provenance, models().embedder(turn.tier.unwrap()));
+        assert_eq!(emotion.provenance.tier, turn.tier.unwrap());
+        let dimension = if turn.tier == Some(Tier::Full) { 384 } else { 256 };
+        assert_eq!((encoding.embedding.dimension, encoding.embedding.values.len()), (dimension, dimension as usize));
+        assert!(emotion.labels.contains(&"joy".to_owned()), "{:?}", emotion.labels);
+        assert!(emotion.valence > 0.3 && emotion.intensity > 0.3, "{emotion:?}");
+        assert_eq!(encoding.language.as_deref(), Some("eng"));
+    }
+}
+
+#[test]
+fn a_turn_that_cannot_be_served_says_why() {
+    let (encode, emotions) = (Encode::new(Arc::clone(models())), Emotions::new(Arc::clone(models())));
+    let mut batch = turns(["hello there", "hello again", "\u{200B} \u{FE0F}"], Tier::Full);
+    Stage::infer(&encode, &mut batch).unwrap();
+    batch[0].encoding.as_mut().unwrap().provenance.version = "of another release".to_owned();
+    batch[1].encoding = None;
+    Stage::infer(&emotions, &mut batch).unwrap();
+    let why = |turn: &Turn| turn.skipped.iter().find(|s| s.stage == "emotion").map(|s| s.reason.clone()).unwrap();
+    assert_eq!(why(&batch[0]), reason::OTHER_ENCODER);
+    assert_eq!(why(&batch[1]), reason::NO_ENCODING);
+    assert_eq!(why(&batch[2]), reason::EMPTY_TEXT);
+    assert!(batch.iter().all(|turn| turn.emotion.is_none()));
+    let mut slice = Default::default();
+    for turn in &mut batch {
+        Stage::fold(&emotions, &mut slice, turn).unwrap();
+    }
+    assert_eq!(slice.turns, 0, "turns without a part are not folded");
+}
+
+#[test]
+fn every_unicode_text_is_served_or_skipped() {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let text =
+        |random: &mut StdRng| -> String { (0..random.random_range(0..60)).map(|_| random.random::<char>()).collect() };
+    let mut texts: Vec<String> = (0..100).map(|_| text(&mut random)).collect();
+    texts.push("\u{10FFFF}".repeat(12_000));
+    for tier in [Tier::Full, Tier::Fast] {
+        let mut batch = turns(texts.iter().map(String::as_str), tier);
+        infer(&mut batch);
+        for turn in &batch {
+            assert!(turn.emotion.is_some() != !turn.skipped.is_empty(), "{:?}", turn.text);
+            let p = turn.emotion.as_ref().map_or([0.0; 28], |e| e.probabilities.to_array());
+            assert!(p.iter().all(|p| (0.0..=1.0).contains(p)), "{:?}", turn.text);
+        }
+    }
+}
+
+#[test]
+fn slices_survive_the_codec() {
+    let codec = Codec::embedded();
+    let mut batch = turns(["good morning", "this is terrible", "thanks a lot"], Tier::Full);
+    infer(&mut batch);
+    for stage in all(models()) {
+        let mut whole = stage.open(&codec, "room", None).unwrap();
+        let mut bytes = None;
+        for turn in &batch {
+            let (mut kept, mut reopened) = (turn.clone(), turn.clone());
+            stage.fold(whole.as_mut(), &mut kept).unwrap();
+            let mut slice = stage.open(&codec, "room", bytes.as_deref()).unwrap();
+            stage.fold(slice.as_mut(), &mut reopened).unwrap();
+            bytes = Some(stage.close(&codec, "room", slice.as_ref()).unwrap());
+            assert_eq!(kept, reopened);
+        }
+        assert_eq!(bytes.unwrap(), stage.close(&codec, "room", whole.as_ref()).unwrap());
+    }
+}
+
+/// A copy of the shipped models that can be damaged.
+fn copy() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for family in ["encoder", "static", "emotion"] {
+        std::fs::create_dir(dir.path().join(family)).unwrap();
+        for entry in std::fs::read_dir(root().join("models").join(family)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), dir.path().join(family).join(entry.file_name())).unwrap();
+        }
+    }
+    dir
+}
+
+fn problem(models: &Path, onnxruntime: &Path) -> (String, String, String) {
+    match Models::open(models, onnxruntime, &Options { cores: 1 }) {
+        Err(Failure::Model { file, problem, mend }) => (file, problem, mend),
+        Err(other) => panic!("another failure: {other}"),
+        Ok(_) => panic!("it was opened"),
+    }
+}
+
+#[test]
+fn a_damaged_or_missing_file_is_named_with_its_mend() {
+    let dir = copy();
+    for file in
+        ["encoder/encoder.onnx", "encoder/tokenizer.json", "static/static.safetensors", "emotion/head.safetensors"]
+    {
+        let path = dir.path().join(file);
+        let whole = std::fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        damaged[whole.len() / 2] ^= 1;
+        std::fs::write(&path, damaged).unwrap();
+        let (named, what, mend) = problem(dir.path(), &onnxruntime());
+        assert!(named.ends_with(file) && what.contains("sha256") && mend.contains("[models] dir"), "{named} {what}");
+        std::fs::remove_file(&path).unwrap();
+        let (named, what, _) = problem(dir.path(), &onnxruntime());
+        assert!(named.ends_with(file) && what == "missing", "{named} {what}");
+        std::fs::write(&path, whole).unwrap();
+    }
+    std::fs::remove_file(dir.path().join("static/card.json")).unwrap();
+    let (named, what, _) = problem(dir.path(), &onnxruntime());
+    assert!(named.ends_with("static/card.json") && what == "missing", "{named} {what}");
+}
+
+#[test]
+fn a_graph_with_other_names_than_its_card_is_refused() {
+    let dir = copy();
+    let card = dir.path().join("encoder/card.json");
+    let text = std::fs::read_to_string(&card).unwrap().replace("attention_mask", "mask");
+    std::fs::write(&card, text).unwrap();
+    let (named, what, _) = problem(dir.path(), &onnxruntime());
+    assert!(named.ends_with("encoder/encoder.onnx") && what.contains("attention_mask"), "{named} {what}");
+}
+
+#[test]
+fn the_library_is_missing_or_another_and_the_error_says_so() {
+    let shipped = root().join("models");
+    let (_, _, mend) = problem(&shipped, Path::new("/nowhere/libonnxruntime.so"));
+    assert!(mend.contains("models/fetch.py") && mend.contains("[models] onnxruntime"), "{mend}");
+    models();
+    let other = tempfile::NamedTempFile::new().unwrap();
+    let (_, what, _) = problem(&shipped, other.path());
+    assert!(what.contains("already loaded"), "{what}");
+    Models::open(&shipped, &onnxruntime(), &Options { cores: 2 }).expect("a second pipeline opens its own models");
+}
+
+#[test]
+fn order_names_the_stages() {
+    assert_eq!(all(models()).iter().map(|stage| stage.name()).collect::<Vec<_>>(), ORDER);
+    assert_eq!(GoEmotions::LABELS[27], "neutral");
+}

@@ -73,9 +73,9 @@ impl Header {
         self.attributes & CONTROL != 0
     }
 
-    /// Sequence number of the last record.
+    /// Sequence number of the last record that the client sent, also after compaction took records out.
     pub(crate) fn last_sequence(&self) -> i32 {
-        next_sequence(self.base_sequence, self.records - 1)
+        next_sequence(self.base_sequence, self.last_offset_delta)
     }
 }
 
@@ -303,7 +303,11 @@ pub(crate) mod testing {
     use super::*;
 
     /// A batch of `records` (key, value) with the given producer and sequence; offsets from 0.
-    pub(crate) fn batch(records: &[(Option<&str>, Option<&str>)], producer: (i64, i16, i32), attributes: i16) -> Vec<u8> {
+    pub(crate) fn batch(
+        records: &[(Option<&str>, Option<&str>)],
+        producer: (i64, i16, i32),
+        attributes: i16,
+    ) -> Vec<u8> {
         let bytes = |field: Option<&str>| field.map(|text| Bytes::copy_from_slice(text.as_bytes()));
         let records: Vec<Record> = records
             .iter()

@@ -1,0 +1,148 @@
+//! Fetch: waits until there is enough to read, or for as long as the client allows, then reads on an I/O thread.
+//!
+//! Waiting costs no file access and no memory for records; appends and ends of transactions wake it. Fetch sessions
+//! (KIP-227) are not offered: clients name all partitions each time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::fetch_response::{AbortedTransaction, FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, ProducerId};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Call, Unreadable};
+use crate::connection::{Answer, take};
+use crate::log::{Offsets, Read};
+use crate::node::Node;
+
+/// A client that asks to wait longer is answered after this time.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+const READ_COMMITTED: i8 = 1;
+
+pub(super) async fn serve(node: &Arc<Node>, mut call: Call) -> Result<Answer, Unreadable> {
+    let request: Arc<FetchRequest> = Arc::new(call.decode()?);
+    let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(WAIT_MAX);
+    let until = Instant::now() + wait;
+    let bytes_max = usize::try_from(request.max_bytes).unwrap_or(0).clamp(1, node.config.fetch_bytes_max);
+    let enough = usize::try_from(request.min_bytes).unwrap_or(0).min(bytes_max);
+    let changed = Arc::new(Notify::new());
+    loop {
+        let state = look(node, &request, &changed);
+        let last = Instant::now() >= until || node.closing.is_cancelled() || state == State::Failing || enough == 0;
+        if state != State::Nothing || last {
+            let memory = if state == State::Nothing { None } else { take(&node.fetch_memory, bytes_max).await };
+            let asked = request.clone();
+            let (response, bytes) = if state == State::Nothing {
+                read(node, &asked, 0)
+            } else {
+                node.io(move |node| read(node, &asked, bytes_max)).await
+            };
+            if bytes >= enough || last {
+                let mut answer = call.answer(&response)?;
+                answer.memory = memory;
+                return Ok(answer);
+            }
+        }
+        tokio::select! {
+            _ = timeout_at(until, changed.notified()) => {}
+            () = node.closing.cancelled() => {}
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Nothing,
+    Something,
+    /// A partition has an error, which the client is told at once.
+    Failing,
+}
+
+/// Whether there is anything to answer; `changed` is told when that may be otherwise.
+fn look(node: &Node, request: &FetchRequest, changed: &Arc<Notify>) -> State {
+    let committed_only = request.isolation_level == READ_COMMITTED;
+    let mut state = State::Nothing;
+    for topic in &request.topics {
+        for asked in &topic.partitions {
+            let Some(log) = node.partition(&topic.topic, asked.partition) else { return State::Failing };
+            let offsets = log.watch(changed);
+            if !(offsets.start..=offsets.end).contains(&asked.fetch_offset) {
+                return State::Failing;
+            }
+            if asked.fetch_offset < offsets.limit(committed_only) {
+                state = State::Something;
+            }
+        }
+    }
+    state
+}
+
+/// Reads up to `bytes_max` in all, but at least one batch unless that is 0. Returns the bytes of records as well.
+fn read(node: &Node, request: &FetchRequest, bytes_max: usize) -> (FetchResponse, usize) {
+    let committed_only = request.isolation_level == READ_COMMITTED;
+    let mut left = bytes_max;
+    let mut responses = Vec::with_capacity(request.topics.len());
+    for topic in &request.topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for asked in &topic.partitions {
+            let most = usize::try_from(asked.partition_max_bytes).unwrap_or(0).clamp(1, left.max(1));
+            let log = node.partition(&topic.topic, asked.partition);
+            let data = PartitionData::default()
+                .with_partition_index(asked.partition)
+                .with_preferred_read_replica(BrokerId(-1));
+            let Some(log) = log else {
+                partitions.push(failing(data, ResponseError::UnknownTopicOrPartition, None));
+                continue;
+            };
+            let offsets = log.offsets();
+            if !(offsets.start..=offsets.end).contains(&asked.fetch_offset) {
+                partitions.push(failing(data, ResponseError::OffsetOutOfRange, Some(offsets)));
+                continue;
+            }
+            let read = if left == 0 {
+                Ok(Read { records: Bytes::new(), aborted: Vec::new() })
+            } else {
+                log.read(asked.fetch_offset, committed_only, most)
+            };
+            match read {
+                Ok(read) => {
+                    left = left.saturating_sub(read.records.len());
+                    partitions.push(filled(data, read, offsets, committed_only));
+                }
+                Err(error) => {
+                    tracing::warn!(topic = topic.topic.as_str(), partition = asked.partition, %error, "read a log");
+                    partitions.push(failing(data, ResponseError::KafkaStorageError, Some(offsets)));
+                }
+            }
+        }
+        let response = FetchableTopicResponse::default().with_topic(topic.topic.clone());
+        responses.push(response.with_partitions(partitions));
+    }
+    let records = |data: &PartitionData| data.records.as_ref().map_or(0, Bytes::len);
+    let bytes = responses.iter().flat_map(|topic| &topic.partitions).map(records).sum();
+    (FetchResponse::default().with_responses(responses), bytes)
+}
+
+fn filled(data: PartitionData, read: Read, offsets: Offsets, committed_only: bool) -> PartitionData {
+    let aborted = read.aborted.into_iter().map(|aborted| {
+        let transaction = AbortedTransaction::default().with_first_offset(aborted.first);
+        transaction.with_producer_id(ProducerId(aborted.producer_id))
+    });
+    data.with_high_watermark(offsets.end)
+        .with_last_stable_offset(offsets.stable)
+        .with_log_start_offset(offsets.start)
+        .with_aborted_transactions(committed_only.then(|| aborted.collect()))
+        .with_records(Some(read.records))
+}
+
+fn failing(data: PartitionData, error: ResponseError, offsets: Option<Offsets>) -> PartitionData {
+    let offsets = offsets.unwrap_or(Offsets { start: -1, end: -1, stable: -1 });
+    data.with_error_code(error.code())
+        .with_high_watermark(offsets.end)
+        .with_last_stable_offset(offsets.stable)
+        .with_log_start_offset(offsets.start)
+        .with_records(Some(Bytes::new()))
+}

@@ -7,6 +7,7 @@
 //! Left out: what is in a turn. A value is kept as it stood in the log and is decoded by who reads it.
 
 pub mod sqlite;
+pub mod writer;
 
 use uuid::Uuid;
 

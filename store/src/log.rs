@@ -13,6 +13,7 @@ mod error;
 pub mod group;
 pub mod producer;
 pub mod tail;
+pub mod transact;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 //! Conversations are named once and numbered, so that the index of turns stays small.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -73,9 +74,14 @@ impl History {
     /// # Errors
     /// The database could not serve.
     pub async fn upsert(&self, rows: Vec<Row>) -> Result<(), HistoryError> {
+        self.upsert_shared(Arc::from(rows)).await
+    }
+
+    /// As [`History::upsert`], for who may have to try again.
+    pub(super) async fn upsert_shared(&self, rows: Arc<[Row]>) -> Result<(), HistoryError> {
         self.database
             .write(move |transaction| {
-                for row in &rows {
+                for row in &*rows {
                     upsert(transaction, row)?;
                 }
                 Ok(())

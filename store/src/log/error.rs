@@ -34,6 +34,13 @@ pub enum LogError {
     Fatal(String),
 }
 
+impl LogError {
+    /// Whether the same call may succeed later by itself.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, LogError::Transient(_))
+    }
+}
+
 /// Why a record was not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
@@ -57,6 +64,13 @@ pub enum AppendError {
     /// The producer is of no use any more: end the role.
     #[error("the producer failed: {0}; restart the process")]
     Fatal(String),
+}
+
+impl AppendError {
+    /// Whether the same record may be taken later, without anybody mending something.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, AppendError::Full | AppendError::Unavailable(_))
+    }
 }
 
 /// Sorts an error of librdkafka.

@@ -30,12 +30,20 @@ const POLL_FOR: Duration = Duration::from_millis(50);
 /// After this long without a heartbeat the brokers give a member's partitions to another.
 const SESSION_TIMEOUT_MS: &str = "10000";
 
+/// What the thread has to tell.
+enum Polled {
+    Message(Message),
+    Failed(LogError),
+    /// No message is left below these offsets, by partition: marks of transactions take up offsets as well.
+    Reached(BTreeMap<i32, i64>),
+}
+
 /// A member of a consumer group. Dropping it leaves the group in the background, [`GroupReader::close`] waits for it.
 pub struct GroupReader {
     topic: Arc<str>,
     group: String,
     consumer: Weak<BaseConsumer<Placed>>,
-    messages: mpsc::Receiver<Result<Message, LogError>>,
+    polled: mpsc::Receiver<Polled>,
     /// Came behind messages that were returned before it.
     pending: Option<LogError>,
     /// The offset behind the last message returned, by partition, as long as it is not committed.
@@ -64,14 +72,14 @@ impl GroupReader {
         consumer.subscribe(&[topic]).map_err(|error| classify(&error))?;
         let consumer = Arc::new(consumer);
         let topic: Arc<str> = Arc::from(topic);
-        let (sender, messages) = mpsc::channel(MESSAGES_WAITING_MAX);
+        let (sender, polled) = mpsc::channel(MESSAGES_WAITING_MAX);
         let (end, ended) = oneshot::channel();
         let stop = Arc::new(AtomicBool::new(false));
         let reader = GroupReader {
             topic: Arc::clone(&topic),
             group: group.to_owned(),
             consumer: Arc::downgrade(&consumer),
-            messages,
+            polled,
             pending: None,
             returned: BTreeMap::new(),
             stop: Arc::clone(&stop),
@@ -88,8 +96,8 @@ impl GroupReader {
         Ok(reader)
     }
 
-    /// The next messages: at least one, unless `wait` is over before it comes; at most `max`. May be cancelled: what
-    /// it would have returned comes next time.
+    /// The next messages, at most `max`; none if `wait` is over, or if there is only something to commit. May be
+    /// cancelled: what it would have returned comes next time.
     ///
     /// # Errors
     /// As [`LogError`] says; after [`LogError::Transient`] call it again. Messages that came before an error are
@@ -98,26 +106,31 @@ impl GroupReader {
         if let Some(error) = self.pending.take() {
             return Err(error);
         }
-        let first = match tokio::time::timeout(wait, self.messages.recv()).await {
-            Err(_) => return Ok(Vec::new()),
+        let mut batch = Vec::new();
+        match tokio::time::timeout(wait, self.polled.recv()).await {
+            Err(_) => return Ok(batch),
             Ok(None) => return Err(LogError::Fatal("the reader has ended".to_owned())),
-            Ok(Some(first)) => first?,
-        };
-        let mut batch = vec![first];
-        while batch.len() < max {
-            match self.messages.try_recv() {
-                Ok(Ok(message)) => batch.push(message),
-                Ok(Err(error)) => {
-                    self.pending = Some(error);
-                    break;
-                }
+            Ok(Some(Polled::Failed(error))) => return Err(error),
+            Ok(Some(first)) => self.take(first, &mut batch),
+        }
+        while batch.len() < max && self.pending.is_none() {
+            match self.polled.try_recv() {
+                Ok(next) => self.take(next, &mut batch),
                 Err(_) => break,
             }
         }
-        for message in &batch {
-            self.returned.insert(message.partition, message.offset + 1);
-        }
         Ok(batch)
+    }
+
+    fn take(&mut self, polled: Polled, batch: &mut Vec<Message>) {
+        match polled {
+            Polled::Message(message) => {
+                self.returned.insert(message.partition, message.offset + 1);
+                batch.push(message);
+            }
+            Polled::Reached(offsets) => self.returned.extend(offsets),
+            Polled::Failed(error) => self.pending = Some(error),
+        }
     }
 
     /// Commits everything that was returned so far, and waits for the answer. Does nothing if that is nothing new.
@@ -158,7 +171,7 @@ impl GroupReader {
     /// Leaves the group, so that the others get the partitions at once.
     pub async fn close(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.messages.close();
+        self.polled.close();
         // The sender is dropped at the end of the thread; that is the news.
         drop((&mut self.ended).await);
     }
@@ -175,19 +188,40 @@ impl Drop for GroupReader {
 }
 
 /// Hands messages on until nobody wants them any more.
-fn poll(
-    consumer: &BaseConsumer<Placed>,
-    topic: &Arc<str>,
-    messages: &mpsc::Sender<Result<Message, LogError>>,
-    stop: &AtomicBool,
-) {
+fn poll(consumer: &BaseConsumer<Placed>, topic: &Arc<str>, polled: &mpsc::Sender<Polled>, stop: &AtomicBool) {
+    let mut told = BTreeMap::new();
     while !stop.load(Ordering::Relaxed) {
-        let Some(polled) = consumer.poll(POLL_FOR) else { continue };
-        let polled = polled.map(|message| owned(&message, topic)).map_err(|error| classify(&error));
-        if messages.blocking_send(polled).is_err() {
+        let next = match consumer.poll(POLL_FOR) {
+            Some(Ok(message)) => {
+                let message = owned(&message, topic);
+                told.insert(message.partition, message.offset + 1);
+                Polled::Message(message)
+            }
+            Some(Err(error)) => Polled::Failed(classify(&error)),
+            None => {
+                let reached = beyond(consumer, &told);
+                if reached.is_empty() {
+                    continue;
+                }
+                told.extend(&reached);
+                Polled::Reached(reached)
+            }
+        };
+        if polled.blocking_send(next).is_err() {
             return;
         }
     }
+}
+
+/// Positions that are further than what was told.
+fn beyond(consumer: &BaseConsumer<Placed>, told: &BTreeMap<i32, i64>) -> BTreeMap<i32, i64> {
+    let Ok(positions) = consumer.position() else { return BTreeMap::new() };
+    let elements = positions.elements();
+    let offsets = elements.iter().filter_map(|element| match element.offset() {
+        Offset::Offset(offset) => Some((element.partition(), offset)),
+        _ => None,
+    });
+    offsets.filter(|(partition, offset)| told.get(partition).is_none_or(|told| offset > told)).collect()
 }
 
 fn list(topic: &str, offsets: &BTreeMap<i32, i64>) -> Result<TopicPartitionList, LogError> {

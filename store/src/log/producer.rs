@@ -182,7 +182,7 @@ impl Sent {
     }
 }
 
-fn headers(headers: &[(String, Vec<u8>)]) -> Option<OwnedHeaders> {
+pub(super) fn headers(headers: &[(String, Vec<u8>)]) -> Option<OwnedHeaders> {
     if headers.is_empty() {
         return None;
     }

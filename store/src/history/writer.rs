@@ -1,0 +1,326 @@
+//! The history role: reads enriched turns from the log and keeps them.
+//!
+//! Promises: a turn is committed in the log only after it is kept; after a crash some are read again, which changes
+//! nothing. A record that is no enriched turn goes to the rejects with its raw bytes before the role goes on. When the
+//! disk is full or another process holds the file, it tries again for [`Config::retry_for`] and then ends with the
+//! error, so that somebody notices.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram, Meter};
+use schemas::{Codec, Envelope, Header, Reason, Reject, Turn, topic};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{History, HistoryError, Row};
+use crate::log::{AppendError, GroupReader, Kafka, LogError, Message, Producer, Record};
+
+/// Settings of the role.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The log.
+    pub kafka: Kafka,
+    /// Consumer group; one for each history.
+    pub group: String,
+    /// Turns that are kept in one transaction.
+    pub batch_turns_max: usize,
+    /// How long to wait for a batch before looking whether to stop.
+    pub batch_wait: Duration,
+    /// How long to try again what goes by itself, before the role ends with the error.
+    pub retry_for: Duration,
+    /// First pause between two tries; doubled up to [`PAUSE_MAX`].
+    pub retry_pause: Duration,
+}
+
+/// Longest pause between two tries.
+pub const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+impl Config {
+    /// Settings that suit one history beside a log.
+    pub fn new(kafka: Kafka) -> Config {
+        Config {
+            kafka,
+            group: "undertone.history".to_owned(),
+            batch_turns_max: 500,
+            batch_wait: Duration::from_secs(1),
+            retry_for: Duration::from_secs(300),
+            retry_pause: Duration::from_millis(100),
+        }
+    }
+}
+
+/// Why the role ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WriterError {
+    /// The log failed for good, or for longer than the role tries.
+    #[error("read enriched turns: {0}")]
+    Log(#[from] LogError),
+    /// The history failed for good, or for longer than the role tries.
+    #[error("keep turns: {0}")]
+    History(#[from] HistoryError),
+    /// A record that is no enriched turn could not be set aside; it was not passed over.
+    #[error("set a record aside in {topic}: {0}", topic = topic::REJECTS)]
+    Reject(#[from] AppendError),
+}
+
+impl WriterError {
+    fn is_transient(&self) -> bool {
+        match self {
+            WriterError::Log(error) => error.is_transient(),
+            WriterError::History(error) => error.is_transient(),
+            WriterError::Reject(error) => error.is_transient(),
+        }
+    }
+}
+
+/// Runs the role until `shutdown`; then what was read is kept and committed, and the group is left.
+///
+/// # Errors
+/// [`WriterError`]: the role cannot go on without losing something.
+pub async fn run(
+    config: Config,
+    history: History,
+    rejects: Producer,
+    meter: &Meter,
+    shutdown: CancellationToken,
+) -> Result<(), WriterError> {
+    let mut reader = GroupReader::join(&config.kafka, &config.group, topic::TURNS_ENRICHED)?;
+    let writer = Writer { codec: Codec::embedded(), meters: Meters::new(meter), config, history, rejects };
+    let result = writer.run(&mut reader, &shutdown).await;
+    reader.close().await;
+    match result {
+        // What could not be done in time was not committed, and is read again after the next start.
+        Err(error) if shutdown.is_cancelled() && error.is_transient() => {
+            tracing::warn!(%error, "stop with work left");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+struct Writer {
+    config: Config,
+    codec: Codec,
+    history: History,
+    rejects: Producer,
+    meters: Meters,
+}
+
+impl Writer {
+    async fn run(&self, reader: &mut GroupReader, shutdown: &CancellationToken) -> Result<(), WriterError> {
+        let mut patience = Patience::new(&self.config);
+        loop {
+            let batch = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                batch = reader.batch(self.config.batch_turns_max, self.config.batch_wait) => batch,
+            };
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) if error.is_transient() => {
+                    patience.wait(error.into(), shutdown).await?;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            self.keep(batch, shutdown).await?;
+            match reader.commit().await {
+                Ok(()) => patience = Patience::new(&self.config),
+                Err(error) if error.is_transient() => patience.wait(error.into(), shutdown).await?,
+                Err(error) => return Err(error.into()),
+            }
+            if shutdown.is_cancelled() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Keeps a batch. Cancelled only between two tries: then nothing was kept and nothing will be committed.
+    async fn keep(&self, batch: Vec<Message>, shutdown: &CancellationToken) -> Result<(), WriterError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let (rows, rejects) = self.sort(batch);
+        for reject in &rejects {
+            self.set_aside(reject, shutdown).await?;
+        }
+        let kept = rows.len() as u64;
+        let rows: Arc<[Row]> = Arc::from(rows);
+        let mut patience = Patience::new(&self.config);
+        while let Err(error) = self.history.upsert_shared(Arc::clone(&rows)).await {
+            if !error.is_transient() {
+                return Err(error.into());
+            }
+            patience.wait(error.into(), shutdown).await?;
+        }
+        self.meters.turns.add(kept, &[]);
+        self.meters.batch_turns.record(kept, &[]);
+        self.meters.duration.record(started.elapsed().as_secs_f64(), &[]);
+        Ok(())
+    }
+
+    /// Tells turns from what is none.
+    fn sort(&self, batch: Vec<Message>) -> (Vec<Row>, Vec<Reject>) {
+        let mut rows = Vec::with_capacity(batch.len());
+        let mut rejects = Vec::new();
+        for message in batch {
+            match row(&self.codec, message) {
+                Ok(row) => rows.push(row),
+                Err(reject) => rejects.push(*reject),
+            }
+        }
+        (rows, rejects)
+    }
+
+    async fn set_aside(&self, reject: &Reject, shutdown: &CancellationToken) -> Result<(), WriterError> {
+        let value =
+            self.codec.encode(reject).expect("a reject of a record fits its schema: its fields are the record's");
+        tracing::error!(
+            reason = reject.reason,
+            partition = reject.partition,
+            offset = reject.offset,
+            "set aside a record that is no enriched turn"
+        );
+        self.meters.rejects.add(1, &[KeyValue::new("reason", reject.reason.clone())]);
+        let mut patience = Patience::new(&self.config);
+        loop {
+            match self.rejects.append(record(reject, value.clone())).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_transient() => patience.wait(error.into(), shutdown).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// What is kept of an enriched turn; a reject if it is none.
+fn row(codec: &Codec, message: Message) -> Result<Row, Box<Reject>> {
+    let decoded = codec.decode::<Turn>(message.value.as_deref().unwrap_or_default());
+    let turn = match decoded {
+        Ok(turn) => turn,
+        Err(error) => {
+            let reason = match error {
+                schemas::DecodeError::UnknownSchema(_) => Reason::UnknownSchema,
+                _ => Reason::Malformed,
+            };
+            return Err(reject(message, reason, error.to_string()));
+        }
+    };
+    let Some(position) = turn.position.filter(|&position| position > 0) else {
+        let detail = "an enriched turn has a position: only the processors may write this topic";
+        return Err(reject(message, Reason::Invalid, detail.to_owned()));
+    };
+    if message.key.as_deref() != Some(turn.conversation.as_bytes()) {
+        let detail = "the key is not the turn's conversation: only the processors may write this topic";
+        return Err(reject(message, Reason::Invalid, detail.to_owned()));
+    }
+    let Turn { conversation, id, at, .. } = turn;
+    Ok(Row { conversation, position, id, at, value: message.value.unwrap_or_default() })
+}
+
+fn reject(message: Message, reason: Reason, detail: String) -> Box<Reject> {
+    let place = format!("{}/{}/{}", message.topic, message.partition, message.offset);
+    Box::new(Reject {
+        // The same record is set aside under the same id when it is read again.
+        id: Uuid::new_v5(&Uuid::NAMESPACE_URL, place.as_bytes()),
+        at: now_ms(),
+        stage: "history".to_owned(),
+        reason: reason.name().to_owned(),
+        detail,
+        attempt: 1,
+        source: None,
+        bot: None,
+        topic: Some(message.topic.to_string()),
+        partition: Some(message.partition),
+        offset: Some(message.offset),
+        key: message.key,
+        headers: message.headers.into_iter().map(|(name, value)| Header { name, value }).collect(),
+        raw: message.value.unwrap_or_default(),
+    })
+}
+
+fn record(reject: &Reject, value: Vec<u8>) -> Record {
+    let correlation = reject.headers.iter().find(|header| header.name == "correlationid");
+    let envelope = Envelope {
+        id: reject.id.to_string(),
+        source: "/history".to_owned(),
+        kind: "dev.undertone.reject.v1".to_owned(),
+        time: reject.at,
+        correlation_id: correlation
+            .map_or_else(|| reject.id.to_string(), |header| String::from_utf8_lossy(&header.value).into_owned()),
+        trace: None,
+    };
+    let headers = envelope.headers().into_iter();
+    Record {
+        topic: topic::REJECTS.to_owned(),
+        partition: None,
+        key: reject.key.clone(),
+        value: Some(value),
+        headers: headers.map(|(name, value)| (name.to_owned(), value.into_bytes())).collect(),
+        timestamp: reject.at,
+    }
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Pauses between tries, and an end to them.
+struct Patience {
+    pause: Duration,
+    until: Instant,
+}
+
+impl Patience {
+    fn new(config: &Config) -> Patience {
+        Patience { pause: config.retry_pause, until: Instant::now() + config.retry_for }
+    }
+
+    /// Waits before the next try; gives the error back when the time is over. A shutdown ends the wait, and with it
+    /// the work: what was not committed is read again.
+    async fn wait(&mut self, error: WriterError, shutdown: &CancellationToken) -> Result<(), WriterError> {
+        if Instant::now() + self.pause > self.until || shutdown.is_cancelled() {
+            return Err(error);
+        }
+        tracing::warn!(%error, pause_ms = self.pause.as_millis() as u64, "try again");
+        tokio::select! {
+            () = tokio::time::sleep(self.pause) => {}
+            () = shutdown.cancelled() => {}
+        }
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        Ok(())
+    }
+}
+
+struct Meters {
+    turns: Counter<u64>,
+    rejects: Counter<u64>,
+    batch_turns: Histogram<u64>,
+    duration: Histogram<f64>,
+}
+
+impl Meters {
+    fn new(meter: &Meter) -> Meters {
+        Meters {
+            turns: meter.u64_counter("undertone.history.turns").with_description("Turns kept.").build(),
+            rejects: meter
+                .u64_counter("undertone.history.rejects")
+                .with_description("Records of the enriched topic that were no enriched turns, by reason.")
+                .build(),
+            batch_turns: meter
+                .u64_histogram("undertone.history.batch.turns")
+                .with_description("Turns kept in one transaction.")
+                .build(),
+            duration: meter
+                .f64_histogram("undertone.history.batch.duration")
+                .with_unit("s")
+                .with_description("From a batch that was read to a batch that is kept.")
+                .build(),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What every history must do. Each check takes an empty one; another backend runs the same list.
+
+use store::history::{Conversation, Cursor, History, Page, Row};
+use uuid::Uuid;
+
+/// Runs every check on every backend.
+macro_rules! contract {
+    ($($check:ident),* $(,)?) => {
+        mod in_memory {
+            $(#[tokio::test] async fn $check() { super::$check(super::History::in_memory().await.unwrap()).await; })*
+        }
+        mod in_a_file {
+            $(#[tokio::test] async fn $check() {
+                let dir = tempfile::tempdir().unwrap();
+                super::$check(super::History::open(&dir.path().join("history.db")).await.unwrap()).await;
+            })*
+        }
+    };
+}
+contract!(
+    writing_twice_changes_nothing,
+    turns_are_paged_from_either_end,
+    conversations_are_apart,
+    conversations_are_listed_by_last_activity,
+    conversation_that_becomes_active_while_listed_is_not_missed,
+    unknown_conversation_is_empty,
+    page_is_bounded,
+);
+
+fn row(conversation: &str, position: i64, at: i64) -> Row {
+    let id = Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("{conversation}/{position}").as_bytes());
+    Row { conversation: conversation.to_owned(), position, id, at, value: format!("turn {position}").into_bytes() }
+}
+
+async fn positions(history: &History, conversation: &str, page: Page, limit: usize) -> Vec<i64> {
+    history.turns(conversation, page, limit).await.unwrap().iter().map(|row| row.position).collect()
+}
+
+async fn writing_twice_changes_nothing(history: History) {
+    let rows: Vec<_> = (1..=3).map(|position| row("c", position, 100 + position)).collect();
+    history.upsert(rows.clone()).await.unwrap();
+    history.upsert(rows[..2].to_vec()).await.unwrap();
+    assert_eq!(history.turns("c", Page::After(0), 10).await.unwrap(), rows);
+    let listed = history.conversations(None, 10).await.unwrap();
+    assert_eq!(listed, [Conversation { conversation: "c".to_owned(), last_at: 103, last_position: 3 }]);
+}
+
+async fn turns_are_paged_from_either_end(history: History) {
+    history.upsert((1..=7).map(|position| row("c", position, position)).collect()).await.unwrap();
+    assert_eq!(positions(&history, "c", Page::Before(None), 3).await, [7, 6, 5]);
+    assert_eq!(positions(&history, "c", Page::Before(Some(5)), 3).await, [4, 3, 2]);
+    assert_eq!(positions(&history, "c", Page::Before(Some(2)), 3).await, [1]);
+    assert_eq!(positions(&history, "c", Page::After(0), 3).await, [1, 2, 3]);
+    assert_eq!(positions(&history, "c", Page::After(6), 3).await, [7]);
+    assert_eq!(positions(&history, "c", Page::After(7), 3).await, [0; 0]);
+}
+
+async fn conversations_are_apart(history: History) {
+    history.upsert(vec![row("a", 1, 1), row("b", 1, 2), row("a", 2, 3)]).await.unwrap();
+    assert_eq!(positions(&history, "a", Page::After(0), 9).await, [1, 2]);
+    assert_eq!(positions(&history, "b", Page::After(0), 9).await, [1]);
+    assert_eq!(history.last_position("a").await.unwrap(), Some(2));
+}
+
+async fn conversations_are_listed_by_last_activity(history: History) {
+    // Two have the same time: the list must not lose one at a border between pages.
+    history.upsert(vec![row("a", 1, 10), row("b", 1, 30), row("c", 1, 20), row("d", 1, 20)]).await.unwrap();
+    history.upsert(vec![row("a", 2, 5)]).await.unwrap();
+    let mut seen = Vec::new();
+    let mut cursor: Option<Cursor> = None;
+    loop {
+        let page = history.conversations(cursor, 1).await.unwrap();
+        let Some(last) = page.last() else { break };
+        cursor = Some(last.cursor());
+        seen.extend(page.into_iter().map(|conversation| conversation.conversation));
+    }
+    assert_eq!(seen, ["b", "d", "c", "a"]);
+}
+
+async fn conversation_that_becomes_active_while_listed_is_not_missed(history: History) {
+    history.upsert(vec![row("a", 1, 1), row("b", 1, 2), row("c", 1, 3)]).await.unwrap();
+    let first = history.conversations(None, 2).await.unwrap();
+    history.upsert(vec![row("a", 2, 9)]).await.unwrap();
+    let rest = history.conversations(first.last().map(Conversation::cursor), 2).await.unwrap();
+    assert!(rest.is_empty(), "it moved to the front");
+    assert_eq!(history.conversations(None, 1).await.unwrap()[0].conversation, "a");
+}
+
+async fn unknown_conversation_is_empty(history: History) {
+    assert_eq!(positions(&history, "nobody", Page::Before(None), 9).await, [0; 0]);
+    assert_eq!(history.last_position("nobody").await.unwrap(), None);
+    assert!(history.conversations(None, 9).await.unwrap().is_empty());
+}
+
+async fn page_is_bounded(history: History) {
+    let many = store::history::sqlite::PAGE_MAX as i64 + 5;
+    history.upsert((1..=many).map(|position| row("c", position, position)).collect()).await.unwrap();
+    assert_eq!(positions(&history, "c", Page::After(0), usize::MAX).await.len(), store::history::sqlite::PAGE_MAX);
+}
+
+#[tokio::test]
+async fn history_survives_a_reopening_and_is_read_while_it_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("history.db");
+    let history = History::open(&path).await.unwrap();
+    let writer = tokio::spawn({
+        let history = history.clone();
+        async move {
+            for position in 1..=200 {
+                history.upsert(vec![row("c", position, position)]).await.unwrap();
+            }
+        }
+    });
+    let mut last = 0;
+    while last < 200 {
+        let now = history.last_position("c").await.unwrap().unwrap_or(0);
+        assert!(now >= last, "{now} after {last}");
+        let page = positions(&history, "c", Page::Before(None), 5).await;
+        assert!(page.windows(2).all(|pair| pair[0] == pair[1] + 1), "dense: {page:?}");
+        last = now;
+    }
+    writer.await.unwrap();
+    drop(history);
+    assert_eq!(History::open(&path).await.unwrap().last_position("c").await.unwrap(), Some(200));
+}

@@ -76,7 +76,7 @@ pub struct Rebuilt {
 /// stopped; should one still run, its epoch is now too old to write.
 ///
 /// # Errors
-/// See [`RebuildError`]; nothing is half done that running it again would not mend.
+/// See [`RebuildError`]. If it ends in the middle, the processors refuse to start until it has run again.
 pub async fn rebuild(
     chain: &Chain,
     input: &str,
@@ -123,10 +123,11 @@ pub async fn rebuild(
     }
     for (partition, watermark) in committed {
         let epoch = contexts.assign(chain.name(), partition).await?.epoch;
+        contexts.clear_partition(chain.name(), partition, epoch, &chain.slices()).await?;
         let mut conversations = by_partition.remove(&partition).unwrap_or_default();
         rebuilt.conversations += conversations.len() as u64;
         rebuilt.partitions += 1;
-        let batch = |writes| Batch { chain: chain.name().to_owned(), partition, epoch, watermark, writes };
+        let batch = |watermark, writes| Batch { chain: chain.name().to_owned(), partition, epoch, watermark, writes };
         while !conversations.is_empty() {
             let some = conversations.split_off(conversations.len().saturating_sub(CONVERSATIONS_MAX));
             let mut writes = Vec::new();
@@ -138,9 +139,10 @@ pub async fn rebuild(
                     source,
                 })?);
             }
-            contexts.save(batch(writes)).await?;
+            contexts.save(batch(0, writes)).await?;
         }
-        contexts.save(batch(Vec::new())).await?;
+        // The watermark goes last: without it the processors refuse to start.
+        contexts.save(batch(watermark, Vec::new())).await?;
     }
     Ok(rebuilt)
 }

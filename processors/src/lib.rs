@@ -39,6 +39,8 @@ pub use status::Status;
 /// What a process runs.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Begins the name of the consumer group; see [`group`].
+    pub group: String,
     /// Stable name of this process; two that run the same stages need different ones.
     pub instance: String,
     /// A contiguous run of [`stages::ORDER`]; none means all.
@@ -72,9 +74,9 @@ pub struct Surroundings {
     pub shutdown: CancellationToken,
 }
 
-/// Group of the chain that begins with `stage`: a new cut takes over where the chain that ran this stage stood.
-pub fn group(stage: &str) -> String {
-    format!("undertone-{stage}")
+/// Consumer group of the chain that begins with `stage`: a new cut takes over where the chain that ran this stage stood.
+pub fn group(prefix: &str, stage: &str) -> String {
+    format!("{prefix}.{stage}")
 }
 
 /// Runs the role until shutdown, with the stages of this crate.
@@ -105,7 +107,7 @@ pub async fn run_stages(
         let mut stages = load()?;
         let stages = stages.drain(plan.run.clone()).collect();
         let chain = Chain::new(stages, plan.first, Arc::clone(&around.codec));
-        let group = group(chain.name());
+        let group = group(&config.group, chain.name());
         let runner = runner::Runner {
             transactional_id: format!("{group}-{}", config.instance),
             group,

@@ -12,6 +12,7 @@ use store::context::{Batch, ContextError, Contexts};
 use store::log::{Admin, From, Kafka, LogError, Tail};
 
 use crate::chain::{Chain, Conversation};
+use crate::plan::Plan;
 use crate::stage::Failure;
 
 /// Slices that are written at once.
@@ -72,24 +73,24 @@ pub struct Rebuilt {
     pub partitions: u64,
 }
 
-/// Folds the contexts of `chain` again from `output`, the topic that it writes. The processors of the chain must be
+/// Folds the contexts of `chain` again from the topic that it writes, up to what its `group` committed. The processors of the chain must be
 /// stopped; should one still run, its epoch is now too old to write.
 ///
 /// # Errors
 /// See [`RebuildError`]. If it ends in the middle, the processors refuse to start until it has run again.
 pub async fn rebuild(
     chain: &Chain,
-    input: &str,
-    output: &str,
+    group: &str,
+    plan: &Plan,
     kafka: &Kafka,
     contexts: &Contexts,
     codec: &Codec,
 ) -> Result<Rebuilt, RebuildError> {
     let admin = Admin::connect(kafka)?;
-    let group = crate::group(chain.name());
-    let committed = admin.committed(&group, input).await?;
+    let output = plan.output.as_str();
+    let committed = admin.committed(group, &plan.input).await?;
     if committed.is_empty() {
-        return Err(RebuildError::Nothing(group));
+        return Err(RebuildError::Nothing(group.to_owned()));
     }
     let ends: BTreeMap<i32, i64> =
         admin.offsets(output).await?.into_iter().map(|(partition, (_, high))| (partition, high)).collect();

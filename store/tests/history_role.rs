@@ -1,0 +1,145 @@
+//! The history role against the embedded broker: what it keeps, what it sets aside, and that it goes on where it was.
+
+use std::time::Duration;
+
+use broker::{Broker, Config};
+use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use schemas::{Codec, Reject, Turn, topic, turn_id};
+use store::history::writer::{self, WriterError};
+use store::history::{History, Page};
+use store::log::{Admin, From, Kafka, Producer, ProducerLimits, Record, Tail, TopicSpec};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Every wait of a test ends within this time.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct House {
+    _dir: tempfile::TempDir,
+    _broker: Broker,
+    kafka: Kafka,
+    producer: Producer,
+    codec: Codec,
+    history: History,
+}
+
+impl House {
+    async fn start() -> House {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = Broker::start(Config::new(dir.path())).await.unwrap();
+        let kafka = Kafka { bootstrap: broker.bootstrap(), ..Kafka::default() };
+        let topics = [topic::TURNS_ENRICHED, topic::REJECTS].map(|name| TopicSpec {
+            name: name.to_owned(),
+            partitions: 2,
+            replication: 1,
+            config: [("max.message.bytes".to_owned(), topic::REJECT_BYTES_MAX.to_string())].into(),
+        });
+        Admin::connect(&kafka).unwrap().create(&topics).await.unwrap();
+        let producer = Producer::connect(&kafka, &ProducerLimits::default()).unwrap();
+        let history = History::in_memory().await.unwrap();
+        House { _dir: dir, _broker: broker, kafka, producer, codec: Codec::embedded(), history }
+    }
+
+    fn role(&self) -> (JoinHandle<Result<(), WriterError>>, CancellationToken) {
+        let shutdown = CancellationToken::new();
+        let meter = SdkMeterProvider::default().meter("test");
+        let config = writer::Config::new(self.kafka.clone());
+        let (history, rejects, token) = (self.history.clone(), self.producer.clone(), shutdown.clone());
+        (tokio::spawn(async move { writer::run(config, history, rejects, &meter, token).await }), shutdown)
+    }
+
+    async fn append(&self, key: &str, value: Vec<u8>) {
+        let record = Record {
+            topic: topic::TURNS_ENRICHED.to_owned(),
+            key: Some(key.as_bytes().to_vec()),
+            value: Some(value),
+            headers: vec![("correlationid".to_owned(), b"c-1".to_vec())],
+            timestamp: 1,
+            ..Record::default()
+        };
+        self.producer.append(record).await.unwrap();
+    }
+
+    async fn kept(&self, conversation: &str, count: i64) {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        while self.history.last_position(conversation).await.unwrap() < Some(count) {
+            assert!(tokio::time::Instant::now() < until, "turn {count} of {conversation} was not kept");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn turn(conversation: &str, position: i64) -> Turn {
+    Turn {
+        id: turn_id("websocket", conversation, "me", &position.to_string()),
+        conversation: conversation.to_owned(),
+        at: 1000 + position,
+        received_at: 1000 + position,
+        source: "websocket".to_owned(),
+        kind: "message".to_owned(),
+        bot: None,
+        external_id: position.to_string(),
+        sender: None,
+        chat_kind: None,
+        message_id: None,
+        reply_to: None,
+        language_hint: None,
+        text: format!("turn {position}"),
+        position: Some(position),
+        stamp: None,
+        tier: None,
+        skipped: Vec::new(),
+        encoding: None,
+        emotion: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn turns_are_kept_as_they_stood_in_the_log_and_the_role_goes_on_where_it_was() {
+    let house = House::start().await;
+    let values: Vec<_> = (1..=20).map(|position| house.codec.encode(&turn("room", position)).unwrap()).collect();
+    let (role, shutdown) = house.role();
+    for value in &values[..10] {
+        house.append("room", value.clone()).await;
+    }
+    house.kept("room", 10).await;
+    shutdown.cancel();
+    role.await.unwrap().unwrap();
+    let (role, shutdown) = house.role();
+    for value in &values[10..] {
+        house.append("room", value.clone()).await;
+    }
+    house.kept("room", 20).await;
+    let rows = house.history.turns("room", Page::After(0), 100).await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.value.clone()).collect::<Vec<_>>(), values);
+    assert_eq!((rows[4].id, rows[4].at), (turn("room", 5).id, 1005));
+    shutdown.cancel();
+    role.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn record_that_is_no_enriched_turn_is_set_aside_whole_and_the_next_is_kept() {
+    let house = House::start().await;
+    house.append("room", b"no avro".to_vec()).await;
+    house.append("room", house.codec.encode(&Turn { position: None, ..turn("room", 1) }).unwrap()).await;
+    house.append("room", house.codec.encode(&turn("another", 1)).unwrap()).await;
+    house.append("room", house.codec.encode(&turn("room", 1)).unwrap()).await;
+    let (role, shutdown) = house.role();
+    house.kept("room", 1).await;
+    let mut tail = Tail::open(&house.kafka, topic::REJECTS, From::Beginning).await.unwrap();
+    let mut rejects = Vec::new();
+    while rejects.len() < 3 {
+        let message = tokio::time::timeout(PATIENCE, tail.next()).await.unwrap().unwrap();
+        assert_eq!(message.key.as_deref(), Some(&b"room"[..]));
+        rejects.push(house.codec.decode::<Reject>(&message.value.unwrap()).unwrap());
+    }
+    let reasons: Vec<_> = rejects.iter().map(|reject| reject.reason.as_str()).collect();
+    assert_eq!(reasons, ["malformed", "invalid", "invalid"]);
+    assert_eq!(rejects[0].raw, b"no avro");
+    assert_eq!((rejects[0].topic.as_deref(), rejects[0].offset), (Some(topic::TURNS_ENRICHED), Some(0)));
+    assert_eq!((rejects[0].headers[0].name.as_str(), &rejects[0].headers[0].value[..]), ("correlationid", &b"c-1"[..]));
+    assert_eq!(house.history.last_position("another").await.unwrap(), None);
+    shutdown.cancel();
+    role.await.unwrap().unwrap();
+}

@@ -1,1 +1,208 @@
-//! api
+//! The read side: streams of enriched turns over WebSocket and SSE, history in pages, the schema registry's read API,
+//! and the page.
+//!
+//! Promises: one reader of the log a process, whatever the number of clients; a client that comes back with its resume
+//! token misses nothing and sees nothing twice, or is told `recovered: false`; a slow client holds up nobody; every
+//! queue, page, replay and wait is bounded by [`Config`]. Every error is a problem detail that says how to mend it.
+//!
+//! Left out: listening (the caller does, on loopback until there are accounts), health and metrics endpoints, accounts
+//! and rate limits.
+
+mod command;
+mod feed;
+mod firehose;
+mod guard;
+mod history;
+mod hub;
+mod meters;
+mod page;
+mod problem;
+mod recover;
+mod registry;
+mod resume;
+mod router;
+#[cfg(test)]
+mod sample;
+mod session;
+mod sse;
+mod stream;
+mod view;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use opentelemetry::metrics::Meter;
+use schemas::{Codec, topic};
+use store::history::History;
+use store::log::{From, Kafka, LogError, Tail};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use hub::Hub;
+use meters::Meters;
+pub use problem::Problem;
+
+/// Limits of the read side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Open streams, WebSocket and SSE together; the next one is answered 503.
+    pub sockets_max: usize,
+    /// Conversations that one WebSocket follows.
+    pub conversations_per_socket_max: usize,
+    /// Longest conversation id that can be followed, in bytes.
+    pub conversation_bytes_max: usize,
+    /// Turns that wait for one stream; when there are more, it is closed as slow.
+    pub socket_queue_turns_max: usize,
+    /// Largest frame that a client may send, in bytes.
+    pub frame_bytes_max: usize,
+    /// Recent turns that the hub holds.
+    pub hub_turns_max: usize,
+    /// Bytes of the recent turns that the hub holds.
+    pub hub_bytes_max: usize,
+    /// Turns that are replayed to a conversation's reader that comes back; beyond, it is `recovered: false`.
+    pub replay_turns_max: usize,
+    /// Bytes of JSON that are replayed likewise; all of it is in memory for the moment.
+    pub replay_bytes_max: usize,
+    /// Records that are replayed from the log to a reader of the firehose that comes back.
+    pub firehose_replay_records_max: usize,
+    /// Longest wait for a history that is behind the hub, and for a replay of the log that stands still.
+    pub history_wait: Duration,
+    /// Turns or conversations on a page when no limit is asked for.
+    pub page_turns_default: usize,
+    /// Most turns or conversations on a page; below the 1,000 that history reads at once.
+    pub page_turns_max: usize,
+    /// Time between two pings, or two comments on SSE. A WebSocket that answers none of two is closed.
+    pub heartbeat: Duration,
+    /// Longest time that a WebSocket may take to accept a message.
+    pub send_timeout: Duration,
+    /// What an `EventSource` waits for before it comes back.
+    pub retry: Duration,
+    /// Host names beside the loopback ones that requests may name, such as a container's.
+    pub hosts_allowed: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            sockets_max: 10_000,
+            conversations_per_socket_max: 100,
+            conversation_bytes_max: 1024,
+            socket_queue_turns_max: 256,
+            frame_bytes_max: 256 * 1024,
+            hub_turns_max: 20_000,
+            hub_bytes_max: 128 * 1024 * 1024,
+            replay_turns_max: 2_000,
+            replay_bytes_max: 16 * 1024 * 1024,
+            firehose_replay_records_max: 100_000,
+            history_wait: Duration::from_secs(5),
+            page_turns_default: 50,
+            page_turns_max: 500,
+            heartbeat: Duration::from_secs(15),
+            send_timeout: Duration::from_secs(10),
+            retry: Duration::from_secs(1),
+            hosts_allowed: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    fn recovery(&self) -> recover::Limits {
+        recover::Limits { turns_max: self.replay_turns_max, bytes_max: self.replay_bytes_max, wait: self.history_wait }
+    }
+}
+
+/// What every request and stream of one API shares.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    config: Config,
+    hub: Arc<Hub>,
+    kafka: Kafka,
+    history: History,
+    codec: Arc<Codec>,
+    meters: Arc<Meters>,
+    streams: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+/// Why the read side cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The log does not answer, or the topic of enriched turns is missing.
+    #[error("open the enriched turns: {0}")]
+    Log(#[from] LogError),
+}
+
+/// Why the read side ended by itself: the process should end too.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the reader of the enriched turns ended: {0}")]
+pub struct Failure(LogError);
+
+/// The read side of one process. Dropping it ends its reader and its streams.
+#[derive(Debug)]
+pub struct Api {
+    router: Router,
+    failure: watch::Receiver<Option<Failure>>,
+    _end: DropGuard,
+}
+
+impl Api {
+    /// Starts reading the enriched turns; streams and pages are served by whoever serves [`Api::router`].
+    ///
+    /// `shutdown` ends the reader, and every stream with a word to come back.
+    ///
+    /// # Errors
+    /// The log does not answer, or `undertone.turns.enriched.v1` is missing.
+    pub async fn start(
+        config: Config,
+        kafka: &Kafka,
+        history: History,
+        codec: Arc<Codec>,
+        meter: &Meter,
+        shutdown: CancellationToken,
+    ) -> Result<Api, StartError> {
+        let tail = Tail::open(kafka, topic::TURNS_ENRICHED, From::End).await?;
+        let hub = Hub::new(config.hub_turns_max, config.hub_bytes_max, config.socket_queue_turns_max, tail.positions());
+        let shutdown = shutdown.child_token();
+        let shared = Arc::new(Shared {
+            streams: Arc::new(Semaphore::new(config.sockets_max.min(Semaphore::MAX_PERMITS))),
+            config,
+            hub: Arc::new(hub),
+            kafka: kafka.clone(),
+            history,
+            codec,
+            meters: Arc::new(Meters::new(meter)),
+            shutdown: shutdown.clone(),
+        });
+        let (failed, failure) = watch::channel(None);
+        tokio::spawn({
+            let (hub, codec, meters) = (shared.hub.clone(), shared.codec.clone(), shared.meters.clone());
+            let shutdown = shutdown.clone();
+            async move {
+                let ended = feed::run(tail, hub.clone(), codec, meters, shutdown.clone()).await;
+                hub.close();
+                match ended {
+                    Err(error) => drop(failed.send(Some(Failure(error)))),
+                    // The sender lives as long as the process may still be asked.
+                    Ok(()) => failed.closed().await,
+                }
+            }
+        });
+        Ok(Api { router: router::build(shared), failure, _end: shutdown.drop_guard() })
+    }
+
+    /// The paths; unknown ones are answered by a problem detail, so that no other router merged with it may have a
+    /// fallback.
+    pub fn router(&self) -> Router {
+        self.router.clone()
+    }
+
+    /// Resolves when the reader of the log has died for good; never after a shutdown.
+    pub async fn failed(&self) -> Failure {
+        let mut failure = self.failure.clone();
+        match failure.wait_for(Option::is_some).await {
+            Ok(failure) => failure.clone().expect("waited until there is one"),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}

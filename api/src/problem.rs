@@ -1,0 +1,124 @@
+//! Errors as RFC 9457 problem details: every one has a stable `code` and a `mend` that says what to do.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+/// An answer that says what is wrong and how to mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// A stable word; `type` is `urn:undertone:problem:CODE`.
+    pub code: &'static str,
+    /// What is wrong, the same for every occurrence of the code.
+    pub title: &'static str,
+    /// What is wrong this time.
+    pub detail: String,
+    /// What to do about it.
+    pub mend: String,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    code: &'a str,
+    mend: &'a str,
+}
+
+impl Problem {
+    pub(crate) fn new(
+        status: StatusCode,
+        code: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+        mend: impl Into<String>,
+    ) -> Problem {
+        Problem { status, code, title, detail: detail.into(), mend: mend.into() }
+    }
+
+    /// A parameter that cannot be used.
+    pub(crate) fn parameter(name: &str, detail: impl std::fmt::Display, mend: impl Into<String>) -> Problem {
+        let detail = format!("`{name}`: {detail}");
+        Problem::new(StatusCode::BAD_REQUEST, "bad_parameter", "A parameter cannot be used", detail, mend)
+    }
+
+    /// No such path.
+    pub(crate) fn unknown_path(path: &str) -> Problem {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "unknown_path",
+            "There is nothing at this path",
+            format!("nothing answers at {path}"),
+            "GET /v1/openapi.json lists every path",
+        )
+    }
+
+    /// The path exists, the method does not.
+    pub(crate) fn wrong_method(method: &str, path: &str) -> Problem {
+        Problem::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "wrong_method",
+            "This path does not take this method",
+            format!("{path} does not take {method}"),
+            "see the Allow header, or GET /v1/openapi.json",
+        )
+    }
+
+    /// Nothing is known of the conversation.
+    pub(crate) fn unknown_conversation(conversation: &str) -> Problem {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "unknown_conversation",
+            "Nothing is known of this conversation",
+            format!("history has no turn of {conversation:?}"),
+            "GET /v1/conversations lists the conversations; ids are percent-encoded in paths",
+        )
+    }
+
+    /// History does not answer; the cause is in the log, not in the answer.
+    pub(crate) fn history_unavailable() -> Problem {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "history_unavailable",
+            "History does not answer",
+            "history could not be read",
+            "try again; if it stays, `undertone doctor` and the log say why",
+        )
+    }
+
+    /// As many streams as the configuration allows are open.
+    pub(crate) fn too_many_streams(limit: usize) -> Problem {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_streams",
+            "No further stream can be opened",
+            format!("{limit} streams are open"),
+            "try again later, or follow several conversations on one WebSocket",
+        )
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = Body {
+            r#type: format!("urn:undertone:problem:{}", self.code),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            code: self.code,
+            mend: &self.mend,
+        };
+        let body = serde_json::to_string(&body).expect("strings and numbers serialise");
+        let mut response = (self.status, body).into_response();
+        let kind = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

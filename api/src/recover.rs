@@ -1,0 +1,218 @@
+//! Joins history to what the hub holds, by position.
+//!
+//! Positions are dense within a conversation, so that a join can be proved: either every turn behind a position is
+//! there, or the answer says that it is not. History is written behind the hub, by another role; what the hub has
+//! evicted and history does not have yet is waited for, within a bound.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemas::{Codec, Turn};
+use store::history::{History, HistoryError, Page, Row};
+
+use crate::hub::Live;
+use crate::view::{self, Embeddings};
+
+/// Bounds of one recovery.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Most turns that are replayed.
+    pub(crate) turns_max: usize,
+    /// Most bytes of JSON that are replayed.
+    pub(crate) bytes_max: usize,
+    /// Longest wait for history to catch up.
+    pub(crate) wait: Duration,
+}
+
+/// A turn on its way to a client.
+#[derive(Debug, Clone)]
+pub(crate) enum Item {
+    /// From the hub.
+    Live(Arc<Live>),
+    /// From history, as JSON.
+    Kept {
+        /// Its place in the conversation.
+        position: i64,
+        /// As [`view::json`] writes it.
+        json: String,
+    },
+}
+
+impl Item {
+    pub(crate) fn position(&self) -> i64 {
+        match self {
+            Item::Live(live) => live.position,
+            Item::Kept { position, .. } => *position,
+        }
+    }
+
+    fn size_bytes(&self) -> usize {
+        match self {
+            Item::Live(live) => live.json.len(),
+            Item::Kept { json, .. } => json.len(),
+        }
+    }
+}
+
+/// What is behind a position.
+#[derive(Debug)]
+pub(crate) enum Recovered {
+    /// Every turn, in order.
+    Complete(Vec<Item>),
+    /// Something is missing, or it is too much.
+    Lost,
+}
+
+/// Where a conversation is read from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sources<'a> {
+    pub(crate) history: &'a History,
+    pub(crate) codec: &'a Codec,
+    pub(crate) embeddings: Embeddings,
+    pub(crate) limits: Limits,
+}
+
+/// First and longest pause between two looks at a history that is behind.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// Rows that are read at once.
+const PAGE_ROWS: usize = 200;
+
+impl Sources<'_> {
+    /// Everything of the conversation behind position `after`, up to the end of `held`: what the hub held, in order.
+    ///
+    /// # Errors
+    /// History cannot be read.
+    pub(crate) async fn after(
+        &self,
+        conversation: &str,
+        after: i64,
+        held: &[Arc<Live>],
+    ) -> Result<Recovered, HistoryError> {
+        // A reader may be ahead of us, having been served by another process: then it misses nothing once we have
+        // come as far. If we never do, the position is from another life of the conversation.
+        let reaches = held.last().is_some_and(|live| live.position >= after);
+        if !reaches && !self.reaches(conversation, after).await? {
+            return Ok(Recovered::Lost);
+        }
+        let held: Vec<&Arc<Live>> = held.iter().filter(|live| live.position > after).collect();
+        let until = held.first().map(|live| live.position);
+        let Recovered::Complete(mut items) = self.between(conversation, after, until).await? else {
+            return Ok(Recovered::Lost);
+        };
+        let mut last = items.last().map_or(after, Item::position);
+        for live in held {
+            // The same position again is the same turn again.
+            if live.position == last + 1 {
+                items.push(Item::Live(live.clone()));
+                last = live.position;
+            } else if live.position > last + 1 {
+                return Ok(Recovered::Lost);
+            }
+        }
+        Ok(if self.fits(&items) { Recovered::Complete(items) } else { Recovered::Lost })
+    }
+
+    /// Everything of the conversation behind `after` and in front of `until`; without `until`, all that history has.
+    ///
+    /// # Errors
+    /// History cannot be read.
+    pub(crate) async fn between(
+        &self,
+        conversation: &str,
+        after: i64,
+        until: Option<i64>,
+    ) -> Result<Recovered, HistoryError> {
+        if until.is_some_and(|until| (until - after - 1) > self.limits.turns_max as i64) {
+            return Ok(Recovered::Lost);
+        }
+        let mut items: Vec<Item> = Vec::new();
+        let mut patience = Patience::new(self.limits.wait);
+        loop {
+            let last = items.last().map_or(after, Item::position);
+            if until.is_some_and(|until| until <= last + 1) {
+                return Ok(Recovered::Complete(items));
+            }
+            let rows = self.history.turns(conversation, Page::After(last), PAGE_ROWS).await?;
+            let (whole_page, before) = (rows.len() == PAGE_ROWS, items.len());
+            for row in rows.iter().take_while(|row| until.is_none_or(|until| row.position < until)) {
+                // History is written in order: what it has passed over will not come.
+                if row.position != items.last().map_or(after, Item::position) + 1 {
+                    return Ok(Recovered::Lost);
+                }
+                let Some(json) = self.json(row) else { return Ok(Recovered::Lost) };
+                items.push(Item::Kept { position: row.position, json });
+            }
+            if !self.fits(&items) {
+                return Ok(Recovered::Lost);
+            }
+            let passed = until.is_some_and(|until| rows.iter().any(|row| row.position >= until));
+            match until {
+                None if !whole_page => return Ok(Recovered::Complete(items)),
+                Some(until) if passed && items.last().map_or(after, Item::position) + 1 < until => {
+                    return Ok(Recovered::Lost);
+                }
+                Some(_) if items.len() == before && !patience.pause().await => return Ok(Recovered::Lost),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether history comes to have `position` within the bound.
+    async fn reaches(&self, conversation: &str, position: i64) -> Result<bool, HistoryError> {
+        let mut patience = Patience::new(self.limits.wait);
+        loop {
+            if position <= self.history.last_position(conversation).await?.unwrap_or(0) {
+                return Ok(true);
+            }
+            if !patience.pause().await {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn fits(&self, items: &[Item]) -> bool {
+        items.len() <= self.limits.turns_max
+            && items.iter().map(Item::size_bytes).sum::<usize>() <= self.limits.bytes_max
+    }
+
+    /// The row as JSON; `None` if it is no turn, which the log has been told by then.
+    fn json(&self, row: &Row) -> Option<String> {
+        json_of(self.codec, row, self.embeddings)
+    }
+}
+
+/// A row of history as JSON; `None`, with a word in the log, if it cannot be decoded: a fault of ours.
+pub(crate) fn json_of(codec: &Codec, row: &Row, embeddings: Embeddings) -> Option<String> {
+    match codec.decode::<Turn>(&row.value) {
+        Ok(turn) => Some(view::json(&turn, embeddings)),
+        Err(error) => {
+            tracing::error!(%error, position = row.position, "a turn in history cannot be decoded");
+            None
+        }
+    }
+}
+
+/// A bounded wait in growing steps.
+struct Patience {
+    left: Duration,
+    step: Duration,
+}
+
+impl Patience {
+    fn new(wait: Duration) -> Patience {
+        Patience { left: wait, step: PAUSE_MIN }
+    }
+
+    /// Waits a step; `false` when there is no patience left.
+    async fn pause(&mut self) -> bool {
+        let step = self.step.min(self.left);
+        if step.is_zero() {
+            return false;
+        }
+        tokio::time::sleep(step).await;
+        self.left -= step;
+        self.step = (self.step * 2).min(PAUSE_MAX);
+        true
+    }
+}

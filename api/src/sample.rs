@@ -1,0 +1,55 @@
+//! A turn with everything in it, for the tests of this crate.
+
+use schemas::{
+    Embedding, Emotion, Encoding, GoEmotions, Mood, Provenance, Sender, Skipped, Stamp, Tier, Turn, turn_id,
+};
+
+/// A turn as the processors write it.
+pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
+    let provenance = Provenance { model: "sample".to_owned(), version: "1".to_owned(), tier: Tier::Full };
+    let probabilities = GoEmotions { joy: 0.5, neutral: 0.25, ..GoEmotions::default() };
+    Turn {
+        id: turn_id("websocket", conversation, "ada", &position.to_string()),
+        conversation: conversation.to_owned(),
+        at: 1_700_000_000_000 + position,
+        received_at: 1_700_000_000_001 + position,
+        source: "websocket".to_owned(),
+        kind: "message".to_owned(),
+        bot: None,
+        external_id: position.to_string(),
+        sender: Some(Sender { id: "ada".to_owned(), name: Some("Ada".to_owned()), bot: false }),
+        chat_kind: Some("room".to_owned()),
+        message_id: None,
+        reply_to: None,
+        language_hint: None,
+        text: text.to_owned(),
+        position: Some(position),
+        stamp: Some(Stamp { partition: 0, offset: position }),
+        tier: Some(Tier::Full),
+        skipped: vec![Skipped { stage: "dialogue".to_owned(), reason: "empty_text".to_owned() }],
+        encoding: Some(Encoding {
+            provenance: provenance.clone(),
+            embedding: Embedding { values: vec![1, 2, 3], scale: 0.5, dimension: 3 },
+            language: Some("eng".to_owned()),
+            language_confidence: Some(0.75),
+        }),
+        emotion: Some(Emotion {
+            provenance,
+            probabilities,
+            ekman: probabilities.ekman(),
+            labels: vec!["joy".to_owned()],
+            valence: 0.5,
+            arousal: None,
+            dominance: None,
+            intensity: 0.5,
+            mood: Some(Mood {
+                valence: 0.25,
+                intensity: 0.5,
+                trend: 0.0,
+                volatility: 0.125,
+                ekman: probabilities.ekman(),
+                turns: position,
+            }),
+        }),
+    }
+}

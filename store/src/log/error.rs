@@ -194,3 +194,51 @@ pub(crate) fn classify_append(error: &KafkaError, topic: &str, bytes: usize) -> 
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_is_sorted_by_what_to_do() {
+        let cases = [
+            (KafkaError::MessageConsumption(Code::BrokerTransportFailure), "transient"),
+            (KafkaError::MessageConsumption(Code::AllBrokersDown), "transient"),
+            (KafkaError::ConsumerCommit(Code::RebalanceInProgress), "transient"),
+            (KafkaError::MetadataFetch(Code::OperationTimedOut), "transient"),
+            (KafkaError::MessageConsumption(Code::AutoOffsetReset), "out of range"),
+            (KafkaError::MessageConsumption(Code::OffsetOutOfRange), "out of range"),
+            (KafkaError::MessageConsumption(Code::UnknownTopicOrPartition), "unknown topic"),
+            (KafkaError::MessageConsumption(Code::TopicAuthorizationFailed), "unauthorized"),
+            (KafkaError::MessageConsumptionFatal(Code::FencedInstanceId), "fenced"),
+            (KafkaError::MessageConsumptionFatal(Code::UnknownMemberId), "fatal"),
+            (KafkaError::ClientCreation("no such setting".to_owned()), "settings"),
+            (KafkaError::MessageConsumption(Code::Fail), "fatal"),
+        ];
+        for (error, expected) in cases {
+            let sorted = match classify(&error) {
+                LogError::Transient(_) => "transient",
+                LogError::Abortable(_) => "abortable",
+                LogError::Fenced(_) => "fenced",
+                LogError::OutOfRange(_) => "out of range",
+                LogError::UnknownTopic(_) => "unknown topic",
+                LogError::Unauthorized(_) => "unauthorized",
+                LogError::Settings(_) => "settings",
+                LogError::Fatal(_) => "fatal",
+            };
+            assert_eq!(sorted, expected, "{error}");
+        }
+    }
+
+    #[test]
+    fn record_at_fault_is_told_from_a_log_that_is_away() {
+        let sorted = |code| classify_append(&KafkaError::MessageProduction(code), "t", 7);
+        assert_eq!(sorted(Code::QueueFull), AppendError::Full);
+        assert_eq!(sorted(Code::MessageSizeTooLarge), AppendError::TooLarge { topic: "t".to_owned(), bytes: 7 });
+        assert!(matches!(sorted(Code::MessageTimedOut), AppendError::Unavailable(_)));
+        assert!(matches!(sorted(Code::NotEnoughReplicas), AppendError::Unavailable(_)));
+        assert!(matches!(sorted(Code::InvalidRecord), AppendError::Refused(_)));
+        assert!(matches!(sorted(Code::UnknownTopicOrPartition), AppendError::Refused(_)));
+        assert!(matches!(sorted(Code::Fenced), AppendError::Fatal(_)));
+    }
+}

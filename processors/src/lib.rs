@@ -18,6 +18,7 @@ pub mod status;
 mod meters;
 pub mod model;
 pub mod language;
+pub mod eval;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -70,21 +70,24 @@ impl WordVectors {
         let encoding = self.tokenizer.encode_fast(text, false);
         let failure = |problem: String| Failure::Run { stage: "encode", problem };
         let encoding = encoding.map_err(|e| failure(e.to_string()))?;
-        let mut sum = [0f32; DIMENSION];
-        for token in encoding.get_ids().iter().take(TOKENS_MAX).filter(|id| Some(**id) != self.unknown) {
+        let known = encoding.get_ids().iter().take(TOKENS_MAX).filter(|id| Some(**id) != self.unknown);
+        let (mut mean, mut count) = ([0f32; DIMENSION], 0u16);
+        for token in known {
             let row = *token as usize;
             let scale = *self.scales.get(row).ok_or_else(|| failure(format!("token {row} has no vector")))?;
             let start = row * DIMENSION;
-            for (sum, step) in sum.iter_mut().zip(&self.steps[start..start + DIMENSION]) {
+            for (sum, step) in mean.iter_mut().zip(&self.steps[start..start + DIMENSION]) {
                 *sum += f32::from(*step) * scale;
             }
+            count += 1;
         }
-        // The mean differs from the sum by a factor only, which normalising takes away.
-        let length = sum.iter().map(|x| x * x).sum::<f32>().sqrt();
+        // In the order of the training code, so that roundings, and with them the quantised steps, agree with it.
+        mean.iter_mut().for_each(|x| *x /= f32::from(count.max(1)));
+        let length = mean.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt() as f32;
         if length > 0.0 {
-            sum.iter_mut().for_each(|x| *x /= length);
+            mean.iter_mut().for_each(|x| *x /= length);
         }
-        Ok(sum)
+        Ok(mean)
     }
 
     /// The embedding of a text, as it travels.

@@ -95,6 +95,13 @@ fn turns<'a>(texts: impl IntoIterator<Item = &'a str>, tier: Tier) -> Vec<Turn> 
     texts.into_iter().enumerate().map(|(i, text)| turn(i, text, tier)).collect()
 }
 
+#[expect(clippy::print_stdout, reason = "a failure is repeated from its seed")]
+fn seeded() -> StdRng {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    StdRng::seed_from_u64(seed)
+}
+
 fn infer(turns: &mut [Turn]) {
     for stage in all(models()) {
         stage.infer(turns).unwrap();
@@ -179,9 +186,7 @@ fn probabilities_are_those_of_the_training_code() {
 
 #[test]
 fn a_result_does_not_depend_on_its_neighbours() {
-    let seed: u64 = rand::random();
-    println!("seed {seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = seeded();
     let mut golden = golden();
     golden.shuffle(&mut random);
     let texts: Vec<&str> = golden.iter().take(160).map(|row| row.text.as_str()).collect();
@@ -275,9 +280,7 @@ fn a_slice_of_another_shape_is_our_fault() {
 
 #[test]
 fn every_unicode_text_is_served_or_skipped() {
-    let seed: u64 = rand::random();
-    println!("seed {seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = seeded();
     let text =
         |random: &mut StdRng| -> String { (0..random.random_range(0..60)).map(|_| random.random::<char>()).collect() };
     let mut texts: Vec<String> = (0..100).map(|_| text(&mut random)).collect();
@@ -286,7 +289,7 @@ fn every_unicode_text_is_served_or_skipped() {
         let mut batch = turns(texts.iter().map(String::as_str), tier);
         infer(&mut batch);
         for turn in &batch {
-            assert!(turn.emotion.is_some() != !turn.skipped.is_empty(), "{:?}", turn.text);
+            assert_eq!(turn.emotion.is_some(), turn.skipped.is_empty(), "{:?}", turn.text);
             let p = turn.emotion.as_ref().map_or([0.0; 28], |e| e.probabilities.to_array());
             assert!(p.iter().all(|p| (0.0..=1.0).contains(p)), "{:?}", turn.text);
         }
@@ -377,6 +380,20 @@ fn the_library_is_missing_or_another_and_the_error_says_so() {
     let (_, what, _) = problem(&shipped, other.path());
     assert!(what.contains("already loaded"), "{what}");
     Models::open(&shipped, &onnxruntime(), &Options { cores: 2 }).expect("a second pipeline opens its own models");
+}
+
+#[test]
+fn evaluation_runs_the_shipped_stages_beside_the_baseline() {
+    let data = br#"{"text":"I love this so much, thank you!","labels":["love","gratitude"]}
+{"text":"That is disgusting and makes me angry","labels":["disgust","anger"]}
+{"text":"","labels":["neutral"]}"#;
+    for tier in [Tier::Full, Tier::Fast] {
+        let report = crate::eval::emotion(models(), tier, data).unwrap();
+        assert_eq!((report.n, report.task.as_str(), report.data_sha256.len()), (3, "emotion", 64));
+        assert_eq!(report.metrics.keys().collect::<Vec<_>>(), report.baseline.metrics.keys().collect::<Vec<_>>());
+        assert!(report.metrics["micro_f1"].value > 0.5, "{report:?}");
+        assert!(serde_json::to_string(&report).unwrap().contains("\"tier\":\"") && report.turns_per_second > 0.0);
+    }
 }
 
 #[test]

@@ -99,6 +99,12 @@ pub(crate) fn unique(prefix: &str) -> String {
     )
 }
 
+/// A time in the past that no retention has reached.
+pub(crate) fn an_hour_ago_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    since.as_millis() as i64 - 3_600_000
+}
+
 pub(crate) fn client(bootstrap: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
@@ -119,6 +125,7 @@ pub(crate) fn consumer(bootstrap: &str, group: &str) -> ClientConfig {
         .set("enable.auto.commit", "false")
         .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "200")
+        .set("max.poll.interval.ms", "45000")
         .set("enable.partition.eof", "true")
         .set("fetch.wait.max.ms", "50");
     config

@@ -1,1 +1,244 @@
+// The page of one conversation: reads a page of history, then follows the stream from there and comes back by itself.
+// Everything that people wrote goes through textContent, never through HTML.
+"use strict";
 
+const TURNS_KEPT = 200;      // turns on the page
+const EMOTIONS_SHOWN = 3;    // bars a turn
+const EMOTION_MIN = 0.1;     // probability below which a bar says nothing
+const RETRY_FIRST_MS = 250;
+const RETRY_LONGEST_MS = 5000;
+const LIST_EVERY_MS = 5000;
+
+const byId = (id) => document.getElementById(id);
+const [select, state, list, empty, scroller, newest] =
+  [byId("conversations"), byId("state"), byId("turns"), byId("empty"), document.querySelector("main"), byId("newest")];
+
+let turns = [];              // shown, the oldest first
+let speakers = [];           // in the order of their first turn: sides of the page
+let conversation = null;
+let generation = 0;          // grows with every choice; what belongs to an older one is dropped
+
+function say(name, text) {
+  state.dataset.state = name;
+  if (state.textContent !== text) state.textContent = text;
+}
+
+function element(name, className, text) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function speaker(turn) {
+  const sender = turn.sender;
+  if (!sender) return turn.bot ? `@${turn.bot}` : "unknown";
+  return sender.name || sender.id;
+}
+
+function bars(emotion) {
+  const entries = Object.entries(emotion.probabilities).filter(([, p]) => p >= EMOTION_MIN);
+  entries.sort((a, b) => b[1] - a[1]);
+  const box = element("dl", "emotions");
+  for (const [label, p] of entries.slice(0, EMOTIONS_SHOWN)) {
+    const percent = `${Math.round(p * 100)} %`;
+    const bar = element("dd", "track");
+    const fill = element("div", "fill");
+    fill.style.width = `${Math.max(2, p * 100)}%`;
+    bar.append(fill);
+    bar.setAttribute("aria-hidden", "true");
+    box.append(element("dt", "", label), bar, element("dd", "number", percent));
+  }
+  return box;
+}
+
+function bubble(turn) {
+  const who = speaker(turn);
+  if (!speakers.includes(who)) speakers.push(who);
+  const item = element("li", speakers.indexOf(who) % 2 ? "turn other" : "turn");
+  const head = element("div", "who");
+  const time = element("time", "", new Date(turn.at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }));
+  time.dateTime = new Date(turn.at).toISOString();
+  head.append(element("strong", "", who), time);
+  item.append(head, element("p", "text", turn.text));
+  if (turn.emotion) item.append(bars(turn.emotion));
+  else item.append(element("p", "none", "no emotion was read from this turn"));
+  return item;
+}
+
+function moodWords(mood) {
+  const tone = mood.valence > 0.15 ? "pleasant" : mood.valence < -0.15 ? "unpleasant" : "even";
+  const way = mood.trend > 0.05 ? ", rising" : mood.trend < -0.05 ? ", falling" : "";
+  return `${tone}${way} (${mood.valence.toFixed(2)})`;
+}
+
+function draw() {
+  const known = turns.filter((turn) => turn.emotion);
+  const x = (i) => (known.length < 2 ? 300 : (i / (known.length - 1)) * 600);
+  const y = (valence) => 60 - Math.max(-1, Math.min(1, valence)) * 56;
+  const moods = known.map((turn) => turn.emotion.mood);
+  const points = known.map((turn, i) => moods[i] && `${x(i).toFixed(1)},${y(moods[i].valence).toFixed(1)}`);
+  byId("line").setAttribute("points", points.filter(Boolean).join(" "));
+  const dots = known.map((turn, i) => {
+    const dot = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    dot.setAttribute("d", `M${x(i).toFixed(1)} ${y(turn.emotion.valence).toFixed(1)}h.01`);
+    return dot;
+  });
+  byId("dots").replaceChildren(...dots);
+  const last = moods.filter(Boolean).at(-1);
+  byId("mood-words").textContent = last ? moodWords(last) : "No turns yet";
+  byId("curve-title").textContent = last
+    ? `Course of the mood over ${known.length} turns, now ${moodWords(last)}` : "Course of the mood: no turns yet";
+}
+
+function atEnd() {
+  return scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
+}
+
+function toEnd() {
+  scroller.scrollTop = scroller.scrollHeight;
+  newest.hidden = true;
+}
+
+function show(turn) {
+  const stay = !atEnd();
+  const item = bubble(turn);
+  item.classList.add("new");
+  turns.push(turn);
+  list.append(item);
+  while (turns.length > TURNS_KEPT) {
+    turns.shift();
+    list.querySelector("li.turn").remove();
+  }
+  empty.hidden = true;
+  draw();
+  if (stay) newest.hidden = false;
+  else toEnd();
+}
+
+function showPage(page) {
+  turns = page;
+  speakers = [];
+  list.replaceChildren(...turns.map(bubble));
+  empty.hidden = turns.length > 0;
+  draw();
+  toEnd();
+}
+
+function note(text) {
+  list.append(element("li", "note", text));
+}
+
+// What the path answers; `absent` if it is not there (yet).
+async function read(path, absent) {
+  const response = await fetch(path);
+  if (response.status === 404 && absent) return absent;
+  if (!response.ok) throw new Error(`${path} answers ${response.status}`);
+  return response.json();
+}
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+// Follows one conversation until another one is chosen.
+async function follow(id) {
+  const mine = ++generation;
+  conversation = id;
+  let wait = RETRY_FIRST_MS;
+  let resume = null;
+  while (mine === generation) {
+    try {
+      if (!resume) {
+        const path = `/v1/conversations/${encodeURIComponent(id)}/turns?limit=100`;
+        const page = await read(path, { turns: [], resume: null });
+        if (mine !== generation) return;
+        showPage(page.turns.reverse());
+        resume = page.resume;
+      }
+      resume = await oneSocket(id, resume, mine, () => { wait = RETRY_FIRST_MS; });
+    } catch (error) {
+      console.warn(error);
+    }
+    if (mine !== generation) return;
+    say("lost", "connection lost, coming back");
+    await pause(wait);
+    wait = Math.min(wait * 2, RETRY_LONGEST_MS);
+  }
+}
+
+// One connection from start to end; gives the newest token, or null if the page must be read anew.
+function oneSocket(id, resume, mine, alive) {
+  return new Promise((done) => {
+    const query = new URLSearchParams({ conversation: id });
+    if (resume) query.set("resume", resume);
+    const scheme = location.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(`${scheme}//${location.host}/v1/stream?${query}`);
+    let token = resume;
+    stopSocket = () => socket.close();
+    socket.onmessage = ({ data }) => {
+      if (mine !== generation) return socket.close();
+      const message = JSON.parse(data);
+      token = message.resume || token;
+      alive();
+      if (message.type === "turn") {
+        show(message.turn);
+        say("live", "live");
+      } else if (message.type === "following" && message.recovered === false) {
+        // More was said meanwhile than could be sent again: the page of history has it.
+        token = null;
+        socket.close();
+      } else if (message.type === "following") {
+        say("live", "live");
+      } else if (message.type === "gap") {
+        note(`Turns ${message.after + 1} to ${message.next - 1} are missing.`);
+        say("gap", "live, with a gap");
+      } else if (message.type === "error") {
+        console.warn(message.code, message.message);
+      }
+    };
+    socket.onclose = () => done(token);
+  });
+}
+
+let stopSocket = () => {};
+
+function choose(id) {
+  stopSocket();
+  location.hash = encodeURIComponent(id);
+  say("connecting", "connecting");
+  follow(id);
+}
+
+// Keeps the list of conversations; follows the latest one until somebody has chosen.
+async function keepList() {
+  for (;;) {
+    try {
+      const { conversations } = await read("/v1/conversations?limit=100");
+      const ids = conversations.map((entry) => entry.conversation);
+      if (conversation !== null && !ids.includes(conversation)) ids.unshift(conversation);
+      if (ids.length) {
+        const shown = [...select.options].map((option) => option.value);
+        if (ids.join("\n") !== shown.join("\n") && document.activeElement !== select) {
+          select.replaceChildren(...ids.map((id) => new Option(id, id)));
+          select.disabled = false;
+        }
+        if (conversation === null) choose(ids[0]);
+        if (document.activeElement !== select) select.value = conversation;
+      } else {
+        say("connecting", "waiting for the first conversation");
+      }
+    } catch (error) {
+      console.warn(error);
+      if (conversation === null) say("lost", "connection lost, coming back");
+    }
+    await pause(conversation === null ? 1000 : LIST_EVERY_MS);
+  }
+}
+
+select.addEventListener("change", () => { select.blur(); choose(select.value); });
+newest.addEventListener("click", toEnd);
+scroller.addEventListener("scroll", () => { if (atEnd()) newest.hidden = true; });
+
+if (location.hash.length > 1) {
+  try { choose(decodeURIComponent(location.hash.slice(1))); } catch (error) { console.warn(error); }
+}
+keepList();

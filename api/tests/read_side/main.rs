@@ -1,0 +1,10 @@
+//! The read side over real sockets, in front of an embedded log and history: what clients are promised.
+
+mod guard;
+mod pages;
+mod registry;
+mod resume;
+#[path = "../../src/sample.rs"]
+mod sample;
+mod site;
+mod streams;

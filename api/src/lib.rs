@@ -200,9 +200,12 @@ impl Api {
     /// Resolves when the reader of the log has died for good; never after a shutdown.
     pub async fn failed(&self) -> Failure {
         let mut failure = self.failure.clone();
-        match failure.wait_for(Option::is_some).await {
-            Ok(failure) => failure.clone().expect("waited until there is one"),
-            Err(_) => std::future::pending().await,
+        // The guard must not live across an await, or the future could not move between threads.
+        let died = failure.wait_for(Option::is_some).await.is_ok();
+        let failure = failure.borrow().clone();
+        match failure {
+            Some(failure) if died => failure,
+            _ => std::future::pending().await,
         }
     }
 }

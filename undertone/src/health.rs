@@ -33,18 +33,33 @@ pub struct Reason {
 #[derive(Debug, Clone, Default)]
 pub struct Health(Arc<Mutex<Inner>>);
 
-#[derive(Debug, Default)]
+/// What a part waits for, if it is asked; `None`: it is ready.
+type Question = Box<dyn Fn() -> Option<&'static str> + Send>;
+
+#[derive(Default)]
 struct Inner {
     parts: BTreeMap<&'static str, State>,
     started: bool,
     stopping: bool,
     lag: Vec<Lag>,
+    questions: Vec<(&'static str, Question)>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("parts", &self.parts).field("started", &self.started).finish_non_exhaustive()
+    }
 }
 
 impl Health {
     /// Notes how a part is.
     pub fn set(&self, part: &'static str, state: State) {
         self.inner().parts.insert(part, state);
+    }
+
+    /// Notes whom to ask how a part is. The question must be quick, and must not ask for health itself.
+    pub fn ask(&self, part: &'static str, question: impl Fn() -> Option<&'static str> + Send + 'static) {
+        self.inner().questions.push((part, Box::new(question)));
     }
 
     /// Notes that every part has started once.
@@ -86,7 +101,10 @@ impl Health {
             };
             Some(Reason { part: (*part).to_owned(), reason })
         });
-        stopping.into_iter().chain(starting).chain(parts).collect()
+        let asked = inner.questions.iter().filter_map(|(part, question)| {
+            Some(Reason { part: (*part).to_owned(), reason: format!("it is waiting: {}", question()?) })
+        });
+        stopping.into_iter().chain(starting).chain(parts).chain(asked).collect()
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

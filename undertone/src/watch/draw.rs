@@ -135,7 +135,8 @@ fn mood(frame: &mut Frame<'_>, area: Rect, view: &View) {
     let end = (view.moods.len().max(2) - 1) as f64;
     let zero = [(0.0, 0.0), (end, 0.0)];
     let colour = colour_of_valence(last.map_or(0.0, |m| m.valence));
-    let curve = |data, style, graph| Dataset::default().marker(Marker::Braille).graph_type(graph).style(style).data(data);
+    let curve =
+        |data, style, graph| Dataset::default().marker(Marker::Braille).graph_type(graph).style(style).data(data);
     let data = vec![
         curve(&zero, Style::new().fg(Color::DarkGray), GraphType::Line),
         curve(&words, Style::new().fg(Color::Gray), GraphType::Scatter),
@@ -205,7 +206,8 @@ mod tests {
     #[test]
     fn screen_shows_speaker_words_bars_and_mood() {
         let screen = drawn(100, 24, &view());
-        for wanted in ["Ann", "what a lovely day", "and now it rains", "joy", "█", "mood +0.00", "trend -0.10", "0.50"] {
+        for wanted in ["Ann", "what a lovely day", "and now it rains", "joy", "█", "mood +0.00", "trend -0.10", "0.50"]
+        {
             assert!(screen.contains(wanted), "{wanted} is missing:\n{screen}");
         }
     }

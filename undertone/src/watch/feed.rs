@@ -66,12 +66,7 @@ pub enum News {
 ///
 /// # Errors
 /// The address is no address: no retry mends that.
-pub async fn run(
-    url: String,
-    follow: Follow,
-    news: mpsc::Sender<News>,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn run(url: String, follow: Follow, news: mpsc::Sender<News>, stop: CancellationToken) -> anyhow::Result<()> {
     let url = stream_url(&url)?;
     let mut resume: Option<String> = None;
     let mut pause = RETRY_FIRST;
@@ -101,7 +96,9 @@ pub fn stream_url(url: &str) -> anyhow::Result<String> {
 /// It is none, or it asks for TLS.
 pub fn websocket_url(url: &str, path: &str) -> anyhow::Result<String> {
     let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("ws://")).with_context(|| {
-        format!("\"{url}\" is no address of Undertone; give http://HOST:PORT (TLS ends at a proxy: go through a tunnel)")
+        format!(
+            "\"{url}\" is no address of Undertone; give http://HOST:PORT (TLS ends at a proxy: go through a tunnel)"
+        )
     })?;
     let host = rest.split('/').next().unwrap_or(rest);
     anyhow::ensure!(!host.is_empty(), "\"{url}\" names no host; give http://HOST:PORT");

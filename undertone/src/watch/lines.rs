@@ -29,7 +29,8 @@ fn turn_line(turn: &Seen) -> String {
 
 /// The text without control characters, and without those that turn the direction of what follows.
 pub fn plain(text: &str) -> String {
-    let unsafe_mark = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
+    let unsafe_mark =
+        |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
     text.chars().map(|c| if c.is_control() || unsafe_mark(c) { ' ' } else { c }).collect()
 }
 

@@ -1,0 +1,43 @@
+# What a person types. `make` alone prints this list.
+#
+# The ONNX Runtime library is the one thing that neither cargo nor the repository brings: models/fetch.py gets it as a
+# Python package, by name, version and checksum, into .cache/, and does nothing when it is there.
+
+PYTHON ?= python3
+CARGO ?= cargo
+CARGO_TARGET_DIR ?= target
+LIBRARY := .cache/onnxruntime/libonnxruntime.so
+PROGRAM := $(CARGO_TARGET_DIR)/release/undertone
+
+.DEFAULT_GOAL := help
+.PHONY: help up demo build test check bench models
+
+help: ## Print this list.
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: build ## Build, and run everything in one process; state in ./data.
+	$(PROGRAM) up
+
+demo: build ## Play a real conversation and draw its emotions in the terminal; keeps nothing.
+	$(PROGRAM) demo
+
+build: $(LIBRARY) ## Build the program: target/release/undertone.
+	$(CARGO) build --release --locked -p undertone
+
+test: $(LIBRARY) ## Run the whole test suite, on embedded parts.
+	$(CARGO) test --workspace --locked
+
+check: $(LIBRARY) ## Format, lints and documentation, as CI checks them.
+	$(CARGO) fmt --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps --locked
+
+bench: $(LIBRARY) ## Run the micro-benchmarks.
+	$(CARGO) bench --locked -p benchmarks
+
+models: ## Train and export the models anew: make models DATA_DIR=…
+	$(MAKE) -C models DATA_DIR="$(abspath $(DATA_DIR))"
+
+$(LIBRARY): models/fetch.py
+	$(PYTHON) models/fetch.py
+	@touch $@

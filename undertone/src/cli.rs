@@ -1,0 +1,262 @@
+//! The command line: what can be asked of the program, and the one place that speaks to the process: signals, exit
+//! codes, standard output, the log's subscriber.
+
+mod commands;
+mod doctor;
+mod models;
+mod serve;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::config::{self, Config};
+use crate::up::Role;
+
+/// Undertone reads the undertone of conversations as they happen.
+#[derive(Debug, Parser)]
+#[command(name = "undertone", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Begin with `undertone demo`, or with `undertone up` and `undertone watch` beside it.")]
+pub struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the settings come from.
+#[derive(Debug, Clone, Default, Args)]
+struct Settings {
+    /// File of settings; `undertone config print` shows all of them.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of all state; wins over [data] dir.
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every role in this process.
+    Up {
+        /// Keep nothing: all state goes to a temporary folder that is removed at the end.
+        #[arg(long, conflicts_with = "data_dir")]
+        ephemeral: bool,
+    },
+    /// Run some roles in this process; others run elsewhere on the same log.
+    Run {
+        /// The roles.
+        #[arg(required = true, value_enum, value_name = "ROLE")]
+        roles: Vec<Role>,
+    },
+    /// Show or check the settings.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Show the topics that exist and those that are wanted, or create what is missing.
+    Topics {
+        #[command(subcommand)]
+        command: Option<TopicsCommand>,
+    },
+    /// Find out what is missing on this machine, and how to mend it.
+    Doctor,
+    /// Draw the live stream in the terminal; as lines where the output is no terminal.
+    Watch {
+        /// Follow this conversation; without it, all of them.
+        conversation: Option<String>,
+        /// Address of a running Undertone; without it, that of [http] listen.
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+    },
+    /// Play a real conversation through the front door, and watch.
+    Demo(Demo),
+    /// Run the models on texts and show what they add.
+    Analyze {
+        /// The texts, each for itself.
+        #[arg(required = true, value_name = "TEXT")]
+        texts: Vec<String>,
+        /// Which models.
+        #[arg(long, value_enum, default_value_t = TierChoice::Full)]
+        tier: TierChoice,
+        /// One JSON object a text, rather than a drawing.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show or rebuild what is known of conversations.
+    #[command(subcommand)]
+    Contexts(ContextsCommand),
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+/// What to play, and to whom.
+#[derive(Debug, Args)]
+struct Demo {
+    /// Which of the bundled conversations.
+    #[arg(value_parser = crate::demo::names(), default_value = crate::demo::FIRST)]
+    conversation: String,
+    /// How fast: 2 is twice as fast as the natural pace.
+    #[arg(long, default_value_t = 1.0, value_parser = crate::demo::parse_speed)]
+    speed: f64,
+    /// Play into a running Undertone at this address, rather than into one of its own that keeps nothing.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the settings in force; secrets are masked.
+    Print {
+        /// Print the defaults with their documentation.
+        #[arg(long)]
+        default: bool,
+    },
+    /// Check the settings and say what is wrong with them.
+    Check,
+}
+
+#[derive(Debug, Subcommand)]
+enum TopicsCommand {
+    /// Create what is missing; what exists stays as it is.
+    Apply {
+        /// Only say what would be created.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ContextsCommand {
+    /// Print the context of a conversation.
+    Show {
+        /// Its id.
+        conversation: String,
+    },
+    /// Fold all contexts again from the log and the enriched turns, after the store lost writes. Stop the processors
+    /// first.
+    Rebuild,
+}
+
+/// Which models run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum TierChoice {
+    /// Transformer encoder.
+    Full,
+    /// N-gram and static embedding.
+    Fast,
+}
+
+/// Runs one command.
+pub fn main(cli: Cli) -> ExitCode {
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "undertone: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    let settings = &cli.settings;
+    match cli.command {
+        Command::Up { ephemeral } => serve::up(settings.load()?, ephemeral),
+        Command::Run { roles } => serve::run(settings.load()?, &roles),
+        Command::Config(ConfigCommand::Print { default: true }) => say(config::DEFAULT),
+        Command::Config(ConfigCommand::Print { default: false }) => commands::config_print(settings),
+        Command::Config(ConfigCommand::Check) => commands::config_check(settings),
+        Command::Topics { command } => {
+            commands::topics(&settings.load()?, command.map(|TopicsCommand::Apply { dry_run }| dry_run))
+        }
+        Command::Doctor => doctor::doctor(settings),
+        Command::Watch { conversation, url } => serve::watch(settings, conversation, url),
+        Command::Demo(demo) => serve::demo(settings.load()?, &demo),
+        Command::Analyze { texts, tier, json } => {
+            let tier = if tier == TierChoice::Full { schemas::Tier::Full } else { schemas::Tier::Fast };
+            models::analyze(&settings.load()?, &texts, tier, json)
+        }
+        Command::Contexts(ContextsCommand::Show { conversation }) => {
+            models::contexts_show(&settings.load()?, &conversation)
+        }
+        Command::Contexts(ContextsCommand::Rebuild) => models::contexts_rebuild(settings.load()?),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "undertone", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man => {
+            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+impl Settings {
+    fn load(&self) -> anyhow::Result<Config> {
+        let mut config = config::load(self.config.as_deref(), variables())?;
+        if let Some(dir) = &self.data_dir {
+            dir.clone_into(&mut config.data.dir);
+        }
+        Ok(config)
+    }
+
+    fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+}
+
+/// The environment; a variable that is no UTF-8 is none of ours.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// Prints to standard output. Whoever reads it may have gone: that is an end, not a fault.
+fn say(text: &str) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    let _ = write!(out, "{text}{end}").and_then(|()| out.flush());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A runtime for a command that waits for few things.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn settings_may_stand_before_and_after_the_command() {
+        for line in [["undertone", "--data-dir", "d", "up"], ["undertone", "up", "--data-dir", "d"]] {
+            assert_eq!(Cli::parse_from(line).settings.data_dir.as_deref(), Some(Path::new("d")));
+        }
+        assert!(Cli::try_parse_from(["undertone", "up", "--ephemeral", "--data-dir", "d"]).is_err());
+        assert!(Cli::try_parse_from(["undertone", "run"]).is_err());
+    }
+
+    #[test]
+    fn manual_page_and_completions_name_every_command() {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(Cli::command()).render(&mut page).unwrap();
+        let mut completions = Vec::new();
+        clap_complete::generate(Shell::Bash, &mut Cli::command(), "undertone", &mut completions);
+        let (page, completions) = (String::from_utf8(page).unwrap(), String::from_utf8(completions).unwrap());
+        for command in Cli::command().get_subcommands() {
+            assert!(page.contains(command.get_name()), "{}", command.get_name());
+            assert!(completions.contains(command.get_name()), "{}", command.get_name());
+        }
+    }
+}

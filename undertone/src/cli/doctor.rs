@@ -1,0 +1,143 @@
+//! `undertone doctor`: looks at this machine, says what is missing, and how to mend it.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use store::log::Admin;
+
+use super::{Settings, runtime, say};
+use crate::config::Config;
+use crate::topics::{self, State};
+use crate::{locate, up};
+
+/// How long the brokers may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// The families of models, by folder.
+const FAMILIES: [&str; 3] = ["encoder", "static", "emotion"];
+
+/// What was looked at, and how it is: what is good, or what is wrong with its mend.
+struct Check {
+    what: &'static str,
+    found: Result<String, String>,
+}
+
+pub(super) fn doctor(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let checks = match settings.load() {
+        Err(error) => vec![Check { what: "settings", found: Err(format!("{error:#}")) }],
+        Ok(config) => runtime()?.block_on(examine(&config)),
+    };
+    let mut text = String::new();
+    for check in &checks {
+        let (word, said) = match &check.found {
+            Ok(said) => ("ok ", said),
+            Err(said) => ("BAD", said),
+        };
+        text += &format!("{word} {:<14} {said}\n", check.what);
+    }
+    let bad = checks.iter().filter(|check| check.found.is_err()).count();
+    text += &if bad == 0 { "all is well\n".to_owned() } else { format!("{bad} to mend\n") };
+    say(&text)?;
+    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn examine(config: &Config) -> Vec<Check> {
+    let mut checks = vec![
+        Check {
+            what: "settings",
+            found: config.check_only_machine().map_or_else(|e| Err(e.to_string()), |()| ok("good")),
+        },
+        Check { what: "models", found: models(&config.models.dir) },
+        Check { what: "onnxruntime", found: onnxruntime(&config.models.onnxruntime) },
+        Check { what: "data folder", found: folder(&config.data.dir) },
+        Check { what: "http port", found: port(config.http.listen, "[http] listen") },
+    ];
+    if config.is_embedded() {
+        checks.push(Check { what: "broker port", found: port(config.broker.listen, "[broker] listen") });
+    } else {
+        checks.extend(log(config).await);
+    }
+    checks
+}
+
+fn ok(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
+}
+
+fn models(configured: &Path) -> Result<String, String> {
+    let dir = locate::models(configured).map_err(|e| e.to_string())?;
+    let mut files = 0;
+    for family in FAMILIES {
+        let folder = dir.join(family);
+        let card = std::fs::read_to_string(folder.join("card.json"));
+        let card = card
+            .map_err(|e| format!("read {}: {e}; take the folder from a release", folder.join("card.json").display()))?;
+        let card: serde_json::Value = serde_json::from_str(&card).map_err(|e| format!("card of {family}: {e}"))?;
+        for (name, facts) in card["files"].as_object().into_iter().flatten() {
+            let path = folder.join(name);
+            let found = checksum(&path).map_err(|e| format!("read {}: {e}; take it from a release", path.display()))?;
+            if facts["sha256"].as_str() != Some(&found) {
+                return Err(format!("{} is not the file of its card; take it from a release", path.display()));
+            }
+            files += 1;
+        }
+    }
+    Ok(format!("{files} files with the right checksums in {}", dir.display()))
+}
+
+fn checksum(path: &Path) -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    std::io::copy(&mut std::fs::File::open(path)?, &mut hash)?;
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn onnxruntime(configured: &Path) -> Result<String, String> {
+    locate::onnxruntime(configured).map(|path| path.display().to_string()).map_err(|e| e.to_string())
+}
+
+fn folder(dir: &Path) -> Result<String, String> {
+    let mend = "give another one with --data-dir or [data] dir";
+    let fault = |e: std::io::Error| format!("{} cannot be written: {e}; {mend}", dir.display());
+    let existed = dir.exists();
+    std::fs::create_dir_all(dir).map_err(fault)?;
+    let probe = tempfile::NamedTempFile::new_in(dir).map(drop);
+    if !existed {
+        // Only a folder that is still empty goes; looking leaves no trace.
+        let _ = std::fs::remove_dir(dir);
+    }
+    probe.map_err(fault)?;
+    Ok(format!("{} can be written", std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned()).display()))
+}
+
+fn port(listen: SocketAddr, key: &str) -> Result<String, String> {
+    match TcpListener::bind(listen) {
+        Ok(_) => Ok(format!("{listen} is free")),
+        Err(e) => {
+            Err(format!("{listen}: {e}; is an Undertone running there? else set {key}, port 0 takes any free one"))
+        }
+    }
+}
+
+async fn log(config: &Config) -> Vec<Check> {
+    let kafka = up::kafka_of(config);
+    let what = "kafka";
+    let admin = match Admin::connect(&kafka) {
+        Ok(admin) => admin,
+        Err(error) => return vec![Check { what, found: Err(error.to_string()) }],
+    };
+    if let Err(error) = admin.reachable(ANSWER_WITHIN).await {
+        let found = Err(format!("no broker answers at {}: {error}; mend [kafka] bootstrap", kafka.bootstrap));
+        return vec![Check { what, found }];
+    }
+    let topics = match admin.topics().await {
+        Err(error) => Err(error.to_string()),
+        Ok(existing) => {
+            let findings = topics::compare(&up::topics_wanted(config), &existing);
+            let missing = findings.iter().filter(|f| matches!(f.state, State::Missing(_))).count();
+            if missing == 0 { ok("all exist") } else { Err(format!("{missing} are missing; `undertone topics apply`")) }
+        }
+    };
+    vec![Check { what, found: Ok(format!("answers at {}", kafka.bootstrap)) }, Check { what: "topics", found: topics }]
+}

@@ -1,0 +1,151 @@
+//! The commands that run the models themselves: `analyze`, `contexts show`, `contexts rebuild`.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use processors::{Chain, Models, Options};
+use schemas::slice::{EmotionSlice, EncodeSlice, Sequence};
+use schemas::{Codec, Tier, Turn};
+use serde_json::{Value, json};
+use store::context::{Contexts, Record, Version};
+
+use super::{runtime, say};
+use crate::config::Config;
+use crate::locate;
+use crate::up::{self, Role};
+
+/// Bars of the emotions that are drawn, and how wide the longest is.
+const BARS: usize = 6;
+const BAR_WIDTH: f64 = 30.0;
+
+pub(super) fn analyze(config: &Config, texts: &[String], tier: Tier, as_json: bool) -> anyhow::Result<ExitCode> {
+    let chain = chain(config, &[])?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970; set it")?;
+    let turns = processors::analyze(&chain, texts, tier, now.as_millis() as i64)?;
+    let colour = std::io::stdout().is_terminal();
+    let shown = turns.iter().map(|turn| if as_json { turn_json(turn) } else { Ok(turn_text(turn, colour)) });
+    say(&shown.collect::<anyhow::Result<Vec<String>>>()?.join("\n"))
+}
+
+/// The chain of these stages (none: all of them), with its models.
+fn chain(config: &Config, stages: &[String]) -> anyhow::Result<Chain> {
+    let plan = processors::plan(processors::stages::ORDER, stages)?;
+    let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
+    let models = Models::open(&dir, &library, &Options::default())?;
+    let mut all = processors::stages::all(&models);
+    Ok(Chain::new(all.drain(plan.run).collect(), plan.first, Arc::new(Codec::embedded())))
+}
+
+/// The parts of a turn, one line; of the embedding only its shape.
+fn turn_json(turn: &Turn) -> anyhow::Result<String> {
+    let mut value = serde_json::to_value(turn).context("write the turn")?;
+    let embedding = &mut value["encoding"]["embedding"];
+    if let Some(embedding) = embedding.as_object_mut() {
+        embedding.remove("values");
+    }
+    let parts = json!({
+        "text": value["text"], "tier": value["tier"], "skipped": value["skipped"],
+        "encoding": value["encoding"], "emotion": value["emotion"],
+    });
+    Ok(parts.to_string())
+}
+
+fn turn_text(turn: &Turn, colour: bool) -> String {
+    let (bold, dim, end) = if colour { ("\x1b[1m", "\x1b[2m", "\x1b[0m") } else { ("", "", "") };
+    let mut text = format!("{bold}{}{end}\n", crate::watch::lines::plain(&turn.text));
+    if let Some(encoding) = &turn.encoding {
+        let language = encoding.language.as_deref().unwrap_or("not sure");
+        let confidence = encoding.language_confidence.map(|c| format!(" ({c:.2})")).unwrap_or_default();
+        text += &format!("  language   {language}{confidence}\n");
+        text += &format!("  {dim}encoder    {}{end}\n", provenance(&encoding.provenance));
+    }
+    if let Some(emotion) = &turn.emotion {
+        text += &format!("  valence    {:+.2}\n  intensity  {:.2}\n", emotion.valence, emotion.intensity);
+        text += &format!("  emotions   {}\n", emotion.labels.join(", "));
+        let mut bars: Vec<(&str, f32)> =
+            schemas::GoEmotions::LABELS.into_iter().zip(emotion.probabilities.to_array()).collect();
+        bars.sort_by(|a, b| b.1.total_cmp(&a.1));
+        for (label, p) in bars.into_iter().take(BARS) {
+            let length = (f64::from(p) * BAR_WIDTH).round() as usize;
+            text += &format!("    {label:<15} {p:.2} {}\n", "█".repeat(length));
+        }
+        text += &format!("  {dim}model      {}{end}\n", provenance(&emotion.provenance));
+    }
+    for skipped in &turn.skipped {
+        text += &format!("  {:<10} absent: {}\n", skipped.stage, skipped.reason);
+    }
+    text
+}
+
+fn provenance(made: &schemas::Provenance) -> String {
+    format!("{} version {}, {} tier", made.model, made.version, made.tier.name())
+}
+
+pub(super) fn contexts_show(config: &Config, conversation: &str) -> anyhow::Result<ExitCode> {
+    let path = config.context_path();
+    anyhow::ensure!(path.exists(), "there are no contexts at {}; is --data-dir right?", path.display());
+    let records = runtime()?.block_on(async {
+        let contexts = Contexts::open_with(&path, up::durability(config)).await.context("open the contexts")?;
+        contexts.show(conversation).await.context("read the contexts")
+    })?;
+    anyhow::ensure!(!records.is_empty(), "there is no context of a conversation \"{conversation}\"");
+    let codec = Codec::embedded();
+    let mut slices = serde_json::Map::new();
+    for record in &records {
+        slices.insert(record.stage.clone(), slice(&codec, record));
+    }
+    say(&serde_json::to_string_pretty(&json!({ "conversation": conversation, "slices": slices }))?)
+}
+
+fn slice(codec: &Codec, record: &Record) -> Value {
+    let version = |version: &Version| {
+        let read = match record.stage.as_str() {
+            "sequence" => codec.decode::<Sequence>(&version.bytes).map(|slice| serde_json::to_value(slice)),
+            "encode" => codec.decode::<EncodeSlice>(&version.bytes).map(|slice| serde_json::to_value(slice)),
+            "emotion" => codec.decode::<EmotionSlice>(&version.bytes).map(|slice| serde_json::to_value(slice)),
+            _ => Ok(Ok(json!({ "size_bytes": version.bytes.len() }))),
+        };
+        let content = match read {
+            Ok(Ok(content)) => content,
+            Ok(Err(error)) => json!({ "unreadable": error.to_string() }),
+            Err(error) => json!({ "unreadable": error.to_string() }),
+        };
+        json!({ "partition": version.stamp.partition, "offset": version.stamp.offset, "content": content })
+    };
+    json!({ "current": version(&record.current), "previous": record.previous.as_ref().map(version) })
+}
+
+pub(super) fn contexts_rebuild(mut config: Config) -> anyhow::Result<ExitCode> {
+    config.check_only_machine()?;
+    let stages = config.processors.stages.clone();
+    let plan = processors::plan(processors::stages::ORDER, &stages)?;
+    let chain = chain(&config, &stages)?;
+    let group = processors::group(&config.processors.group, chain.name());
+    runtime()?.block_on(async {
+        // The embedded log runs only while we do: its processors are stopped, because the folder is locked.
+        config.http.listen.set_port(0);
+        let broker = match config.is_embedded() {
+            true => Some(up::start(config.clone(), &[Role::Broker]).await?),
+            false => None,
+        };
+        let mut kafka = up::kafka_of(&config);
+        if let Some(broker) = &broker {
+            broker.kafka().clone_into(&mut kafka.bootstrap);
+        }
+        let contexts = Contexts::open_with(&config.context_path(), up::durability(&config)).await;
+        let contexts = contexts.context("open the contexts (settings: [context])")?;
+        let codec = Codec::embedded();
+        let rebuilt = processors::rebuild::rebuild(&chain, &group, &plan, &kafka, &contexts, &codec).await;
+        if let Some(broker) = broker {
+            broker.stop().await;
+        }
+        let rebuilt = rebuilt.context("rebuild the contexts")?;
+        say(&format!(
+            "{} turns of {} conversations folded again, {} partitions\n",
+            rebuilt.turns, rebuilt.conversations, rebuilt.partitions
+        ))
+    })
+}

@@ -1,0 +1,262 @@
+//! How each role is given what it needs: the settings translated, the clients connected, the task watched.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use api::Api;
+use axum::Router;
+use broker::Broker;
+use ingest::Ingest;
+use opentelemetry::metrics::Meter;
+use processors::TierPolicy;
+use schemas::{Codec, Tier};
+use secrecy::ExposeSecret as _;
+use store::Durability;
+use store::context::Contexts;
+use store::history::{History, writer};
+use store::log::{Admin, Kafka, Producer, ProducerLimits};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::roles::{Failed, Role, Tasks};
+use super::watchdog;
+use crate::admin::Facts;
+use crate::config::{self, Config, Fsync};
+use crate::health::{Health, State};
+use crate::{locate, topics};
+
+/// What every role is given.
+pub(super) struct Given {
+    pub(super) config: Config,
+    pub(super) roles: Vec<Role>,
+    pub(super) kafka: Kafka,
+    pub(super) codec: Arc<Codec>,
+    pub(super) meter: Meter,
+    pub(super) health: Health,
+    pub(super) failed: mpsc::Sender<Failed>,
+    pub(super) readers: CancellationToken,
+    pub(super) readers_done: Tasks,
+    pub(super) listeners: CancellationToken,
+    pub(super) listeners_done: Tasks,
+}
+
+/// How the roles of this process reach the log.
+pub(crate) fn kafka(config: &Config, broker: Option<&Broker>) -> Kafka {
+    let properties = config.kafka.properties.iter();
+    Kafka {
+        bootstrap: broker.map_or_else(|| config.kafka.bootstrap.clone(), Broker::bootstrap),
+        client_id: format!("undertone-{}", config.kafka.instance),
+        properties: properties.map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect(),
+    }
+}
+
+/// What the stores must survive: as much as the log's acknowledgement does, or they fall behind it.
+pub(crate) fn durability(config: &Config) -> Durability {
+    match (config.is_embedded(), config.broker.fsync) {
+        (true, Fsync::Interval) => Durability::Kill,
+        _ => Durability::Power,
+    }
+}
+
+impl Given {
+    pub(super) fn plays(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+
+    /// Runs a role's task among those that read the log.
+    fn reader<E: std::fmt::Display>(&self, role: Role, work: impl Future<Output = Result<(), E>> + Send + 'static) {
+        let (failed, readers) = (self.failed.clone(), self.readers.clone());
+        self.health.set(role.name(), State::Ready);
+        self.readers_done.spawn(async move {
+            let reason = match work.await {
+                Ok(()) if readers.is_cancelled() => return,
+                Ok(()) => "it ended by itself; report this".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let _ = failed.try_send(Failed { role: role.name(), reason });
+        });
+    }
+
+    /// Waits for the brokers, and sees to it that the topics are there.
+    pub(super) async fn prepare_log(&self) -> anyhow::Result<()> {
+        let admin = Admin::connect(&self.kafka).context("connect to the log (settings: [kafka])")?;
+        let patience = Duration::from_secs(self.config.kafka.connect_seconds_max);
+        watchdog::reach(&admin, &self.kafka.bootstrap, patience, &self.health).await?;
+        let wanted = super::topics_wanted(&self.config);
+        let existing = admin.topics().await.context("list the topics")?;
+        let findings = topics::compare(&wanted, &existing);
+        let missing = findings.iter().filter(|f| matches!(f.state, topics::State::Missing(_))).count();
+        anyhow::ensure!(
+            missing == 0 || self.config.kafka.create_topics,
+            "{missing} topics are missing and [kafka] create_topics = false; create them with `undertone topics apply`"
+        );
+        for finding in &findings {
+            if let topics::State::Differs(lines) = &finding.state {
+                tracing::warn!(topic = finding.name, differences = lines.join("; "), "topic is not as wanted");
+            }
+        }
+        let created = topics::apply(&admin, &findings).await.context("create the missing topics")?;
+        if !created.is_empty() {
+            tracing::info!(created = created.len(), "topics created");
+        }
+        Ok(())
+    }
+
+    pub(super) async fn open_history(&self) -> anyhow::Result<Option<History>> {
+        if !self.plays(Role::History) && !self.plays(Role::Api) {
+            return Ok(None);
+        }
+        let path = self.config.history_path();
+        let history = History::open_with(&path, durability(&self.config)).await;
+        Ok(Some(history.context("open the history (settings: [history])")?))
+    }
+
+    pub(super) fn start_history(&self, history: History) -> anyhow::Result<()> {
+        if !self.plays(Role::History) {
+            return Ok(());
+        }
+        let mut settings = writer::Config::new(self.kafka.clone());
+        settings.group = self.config.history.group.clone();
+        let rejects =
+            Producer::connect(&self.kafka, &ProducerLimits::default()).context("connect the history writer")?;
+        let (meter, stop) = (self.meter.clone(), self.readers.clone());
+        self.reader(Role::History, async move { writer::run(settings, history, rejects, &meter, stop).await });
+        Ok(())
+    }
+
+    /// The processors' settings, with the models found.
+    ///
+    /// # Errors
+    /// The models or the ONNX Runtime library are not found.
+    fn processors_settings(&self) -> anyhow::Result<processors::Config> {
+        let config = &self.config.processors;
+        Ok(processors::Config {
+            group: config.group.clone(),
+            instance: self.config.kafka.instance.clone(),
+            stages: config.stages.clone(),
+            tier: match config.tier {
+                config::Tier::Full => TierPolicy::Fixed(Tier::Full),
+                config::Tier::Fast => TierPolicy::Fixed(Tier::Fast),
+                config::Tier::Auto => TierPolicy::Degrade { lag_ms_max: config.lag_seconds_max as i64 * 1000 },
+            },
+            models: locate::models(&self.config.models.dir)?,
+            onnxruntime: locate::onnxruntime(&self.config.models.onnxruntime)?,
+            options: processors::Options::default(),
+            limits: processors::Limits { batch_turns_max: config.batch_turns_max, ..processors::Limits::default() },
+        })
+    }
+
+    pub(super) async fn start_processors(&self) -> anyhow::Result<()> {
+        if !self.plays(Role::Processors) {
+            return Ok(());
+        }
+        let settings = self.processors_settings()?;
+        let contexts = Contexts::open_with(&self.config.context_path(), durability(&self.config)).await;
+        let status = Arc::new(processors::Status::default());
+        let around = processors::Surroundings {
+            kafka: self.kafka.clone(),
+            contexts: contexts.context("open the contexts (settings: [context])")?,
+            codec: Arc::clone(&self.codec),
+            meter: self.meter.clone(),
+            status: Arc::clone(&status),
+            shutdown: self.readers.clone(),
+        };
+        self.reader(Role::Processors, processors::run(settings, around));
+        self.health.ask(Role::Processors.name(), move || status.waiting_for());
+        Ok(())
+    }
+
+    /// What the processors of this process read, for the lag.
+    fn processors_reader(&self) -> anyhow::Result<Option<watchdog::Reader>> {
+        if !self.plays(Role::Processors) {
+            return Ok(None);
+        }
+        let plan = processors::plan(processors::stages::ORDER, &self.config.processors.stages)?;
+        let first = processors::stages::ORDER[plan.run.start];
+        let group = processors::group(&self.config.processors.group, first);
+        Ok(Some(watchdog::Reader { role: Role::Processors.name(), group, topic: plan.input }))
+    }
+
+    pub(super) async fn start_api(&self, history: History) -> anyhow::Result<Option<Router>> {
+        if !self.plays(Role::Api) {
+            return Ok(None);
+        }
+        let (codec, stop) = (Arc::clone(&self.codec), self.listeners.clone());
+        let api = Api::start(api::Config::default(), &self.kafka, history, codec, &self.meter, stop.clone());
+        let api = api.await.context("start the read side")?;
+        self.health.set(Role::Api.name(), State::Ready);
+        let (router, failed) = (api.router(), self.failed.clone());
+        self.listeners_done.spawn(async move {
+            tokio::select! {
+                failure = api.failed() => {
+                    let _ = failed.try_send(Failed { role: Role::Api.name(), reason: failure.to_string() });
+                }
+                () = stop.cancelled() => {}
+            }
+        });
+        Ok(Some(router))
+    }
+
+    pub(super) fn start_ingest(&self) -> anyhow::Result<Option<Ingest>> {
+        if !self.plays(Role::Ingest) {
+            return Ok(None);
+        }
+        let config = &self.config;
+        let bots = config.telegram.bots.iter();
+        let settings = ingest::Config {
+            bots: bots
+                .map(|(name, b)| (name.clone(), ingest::Bot { webhook_secret: b.webhook_secret.clone() }))
+                .collect(),
+            body_bytes_max: config.ingest.body_bytes_max,
+            acknowledge_within: Duration::from_millis(config.ingest.acknowledge_ms_max),
+            disk_free_bytes_min: config.ingest.disk_free_bytes_min,
+            data_dir: config.is_embedded().then(|| config.broker_dir()),
+            ..ingest::Config::default()
+        };
+        let producer = Producer::connect(&self.kafka, &ProducerLimits::default()).context("connect the intake")?;
+        let ingest = Ingest::new(settings, producer, Arc::clone(&self.codec), &self.meter);
+        self.health.set(Role::Ingest.name(), State::Ready);
+        let (watched, failed) = (ingest.clone(), self.failed.clone());
+        tokio::spawn(async move {
+            watched.broken().await;
+            let reason = "its producer is beyond repair; the log of the program says why".to_owned();
+            let _ = failed.try_send(Failed { role: Role::Ingest.name(), reason });
+        });
+        Ok(Some(ingest))
+    }
+
+    pub(super) fn start_watchdog(&self) -> anyhow::Result<()> {
+        let admin = Admin::connect(&self.kafka).context("connect the lag reporter")?;
+        let mut readers = Vec::new();
+        if self.plays(Role::History) {
+            let topic = schemas::topic::TURNS_ENRICHED.to_owned();
+            readers.push(watchdog::Reader { role: "history", group: self.config.history.group.clone(), topic });
+        }
+        readers.extend(self.processors_reader()?);
+        let work = watchdog::run(admin, readers, self.health.clone(), self.meter.clone(), Instant::now());
+        let stop = self.readers.clone();
+        self.readers_done.spawn(async move { stop.run_until_cancelled(work).await.unwrap_or_default() });
+        Ok(())
+    }
+
+    pub(super) fn facts(&self, http: SocketAddr) -> Facts {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let stages = match &self.config.processors.stages {
+            _ if !self.plays(Role::Processors) => Vec::new(),
+            all if all.is_empty() => processors::stages::ORDER.iter().map(|stage| (*stage).to_owned()).collect(),
+            some => some.clone(),
+        };
+        Facts {
+            version: env!("CARGO_PKG_VERSION"),
+            roles: self.roles.iter().map(|role| role.name()).collect(),
+            http: http.to_string(),
+            kafka: self.kafka.bootstrap.clone(),
+            broker_embedded: self.plays(Role::Broker),
+            instance: self.config.kafka.instance.clone(),
+            stages,
+            started_at: now.as_millis() as i64,
+        }
+    }
+}

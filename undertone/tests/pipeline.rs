@@ -1,0 +1,144 @@
+//! Whole pipelines in this process: they start on free ports, tell their addresses, end in order and by force, and do
+//! not meet.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_tungstenite::tungstenite::Message;
+use undertone::config::Config;
+use undertone::up::{self, Role, Running};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn started(dir: &Path) -> Running {
+    up::start(Config::at(dir), &[]).await.unwrap_or_else(|error| panic!("start: {error:#}"))
+}
+
+async fn get(running: &Running, path: &str) -> (u16, String) {
+    let mut socket = tokio::net::TcpStream::connect(running.http()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", running.http());
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, socket.read_to_string(&mut answer)).await.unwrap().unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// Follows `room`, says `texts` in it, and returns the enriched turns.
+async fn converse(running: &Running, room: &str, texts: &[&str]) -> Vec<Value> {
+    converse_from(running, room, texts, texts.len()).await
+}
+
+/// As [`converse`], if only `new` of the texts are new.
+async fn converse_from(running: &Running, room: &str, texts: &[&str], new: usize) -> Vec<Value> {
+    let address = running.http();
+    let (mut stream, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/stream")).await.unwrap();
+    let follow = json!({ "type": "follow", "conversations": [room] });
+    stream.send(Message::text(follow.to_string())).await.unwrap();
+    let following = stream.next().await.unwrap().unwrap();
+    assert!(following.to_text().unwrap().contains("following"), "{following}");
+    let (mut door, _) = tokio_tungstenite::connect_async(format!("ws://{address}/ingest/ws")).await.unwrap();
+    for (number, text) in texts.iter().enumerate() {
+        let frame =
+            json!({ "id": format!("c{number}"), "conversation": room, "sender": { "id": "ann" }, "text": text });
+        door.send(Message::text(frame.to_string())).await.unwrap();
+    }
+    let mut turns = Vec::new();
+    while turns.len() < new {
+        let message = tokio::time::timeout(PATIENCE, stream.next()).await.expect("a turn comes in time");
+        let Message::Text(text) = message.unwrap().unwrap() else { continue };
+        let mut message: Value = serde_json::from_str(&text).unwrap();
+        if message["type"] == "turn" {
+            turns.push(message["turn"].take());
+        }
+    }
+    turns
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_pipelines_in_one_process_do_not_meet() {
+    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (one, other) = (started(dir.path()).await, started(other_dir.path()).await);
+    assert_ne!(one.http(), other.http());
+    assert_ne!(one.kafka(), other.kafka());
+    let turns = converse(&one, "room", &["I love this so much", "oh no, that is terrible"]).await;
+    assert_eq!(turns[0]["position"], 1);
+    assert_eq!(turns[1]["position"], 2);
+    let valence = |turn: &Value| turn["emotion"]["valence"].as_f64().unwrap();
+    assert!(valence(&turns[0]) > 0.2 && valence(&turns[1]) < 0.0, "{turns:?}");
+    assert_eq!(get(&one, "/readyz").await.0, 200);
+    let status: Value = serde_json::from_str(&get(&one, "/status").await.1).unwrap();
+    assert_eq!(status["http"], one.http().to_string());
+    assert_eq!(status["kafka"], one.kafka());
+    assert_eq!(status["roles"], json!(["broker", "ingest", "processors", "history", "api"]));
+    assert_eq!(get(&other, "/v1/conversations").await.0, 200);
+    assert!(!get(&other, "/v1/conversations").await.1.contains("room"));
+    assert!(one.stop().await.drained);
+    assert_eq!(get(&other, "/readyz").await.0, 200, "ending one leaves the other");
+    assert!(other.stop().await.drained);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conversation_goes_on_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = started(dir.path()).await;
+    let before = converse(&running, "room", &["one", "two"]).await;
+    running.kill();
+    let running = started(dir.path()).await;
+    assert_eq!(before[1]["position"], 2);
+    // Ids of the client count from c0 again: the first two are known, so only the third becomes a turn.
+    let after = converse_from(&running, "room", &["one", "two", "three"], 1).await;
+    assert_eq!(after[0]["position"], 3, "{after:?}");
+    assert_eq!(after[0]["text"], "three");
+    assert!(running.stop().await.drained);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_models_stop_the_start_with_the_mend() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::at(dir.path());
+    config.models.dir = dir.path().join("nothing");
+    let message = format!("{:#}", up::start(config, &[]).await.unwrap_err());
+    assert!(message.contains("[models] dir"), "{message}");
+    // What had begun has ended: the folder is free again.
+    assert!(started(dir.path()).await.stop().await.drained);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn taken_port_is_named_with_the_mend() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = Config::at(dir.path());
+    config.http.listen = taken.local_addr().unwrap();
+    let message = format!("{:#}", up::start(config, &[]).await.unwrap_err());
+    assert!(message.contains(&taken.local_addr().unwrap().to_string()), "{message}");
+    assert!(message.contains("[http] listen"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_without_a_log_are_refused_with_the_mend() {
+    let dir = tempfile::tempdir().unwrap();
+    let message = format!("{:#}", up::start(Config::at(dir.path()), &[Role::Ingest]).await.unwrap_err());
+    assert!(message.contains("add the role broker") && message.contains("[kafka] bootstrap"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_spread_over_processes_on_one_log() {
+    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let log = up::start(Config::at(dir.path()), &[Role::Broker]).await.unwrap();
+    let mut config = Config::at(other_dir.path());
+    config.kafka.bootstrap = log.kafka().to_owned();
+    let refused = up::start(config.clone(), &[]).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("only_machine = true"), "{refused:#}");
+    config.context.only_machine = true;
+    let roles = [Role::Processors, Role::History, Role::Api, Role::Ingest];
+    let work = up::start(config, &roles).await.unwrap();
+    let turns = converse(&work, "room", &["thank you, that is so kind"]).await;
+    assert_eq!(turns[0]["emotion"]["labels"][0], "gratitude", "{turns:?}");
+    assert!(work.stop().await.drained);
+    assert!(log.stop().await.drained);
+}

@@ -1,1 +1,116 @@
-//! tests
+//! What the tests of the whole system share: an embedded broker with Undertone's topics, writers and readers of turns.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker::{Broker, Config};
+use schemas::{Codec, Payload, Turn, turn_id};
+use store::log::{Admin, From, Kafka, Message, Place, Producer, ProducerLimits, Record, Tail, TopicSpec};
+use tempfile::TempDir;
+
+/// Longest wait for anything in a test; reaching it is a failure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An embedded broker on a folder of its own, with Undertone's topics.
+pub struct Log {
+    /// The broker; taken out to kill it.
+    pub broker: Option<Broker>,
+    /// How to reach it.
+    pub kafka: Kafka,
+    /// Reads and writes values.
+    pub codec: Arc<Codec>,
+    producer: Producer,
+    folder: TempDir,
+}
+
+impl Log {
+    /// A fresh one.
+    pub async fn start(partitions: i32, cuts: &[&str]) -> Log {
+        let folder = tempfile::tempdir().expect("make a temporary folder");
+        let broker = Broker::start(Config::new(folder.path().join("broker"))).await.expect("start the broker");
+        let kafka = Kafka { bootstrap: broker.bootstrap(), client_id: "test".to_owned(), properties: BTreeMap::new() };
+        let topics: Vec<TopicSpec> = schemas::topic::wanted(cuts)
+            .into_iter()
+            .map(|topic| TopicSpec {
+                name: topic.name,
+                partitions,
+                replication: 1,
+                config: BTreeMap::from([("max.message.bytes".to_owned(), topic.max_message_bytes.to_string())]),
+            })
+            .collect();
+        Admin::connect(&kafka).expect("connect").create(&topics).await.expect("create topics");
+        let producer = Producer::connect(&kafka, &ProducerLimits::default()).expect("connect");
+        Log { broker: Some(broker), kafka, codec: Arc::new(Codec::embedded()), producer, folder }
+    }
+
+    /// A folder for the test's other files.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// Appends a turn to `turns.received`, as intake does.
+    pub async fn say(&self, turn: &Turn) -> Place {
+        self.append(turn.conversation.as_bytes(), self.codec.encode(turn).expect("a turn fits its schema")).await
+    }
+
+    /// Appends any bytes to `turns.received`.
+    pub async fn append(&self, key: &[u8], value: Vec<u8>) -> Place {
+        let record = Record {
+            topic: schemas::topic::TURNS_RECEIVED.to_owned(),
+            partition: None,
+            key: Some(key.to_vec()),
+            value: Some(value),
+            headers: Vec::new(),
+            timestamp: now(),
+        };
+        self.producer.append(record).await.expect("the broker acknowledges")
+    }
+
+    /// Reads a topic from its beginning, committed records only, until `count` have come.
+    pub async fn read<T: Payload>(&self, topic: &str, count: usize) -> Vec<(Message, T)> {
+        let mut tail = Tail::open(&self.kafka, topic, From::Beginning).await.expect("open a tail");
+        let mut values = Vec::with_capacity(count);
+        while values.len() < count {
+            let message = tokio::time::timeout(PATIENCE, tail.next()).await;
+            let message = message.unwrap_or_else(|_| panic!("{topic}: {} of {count} records came", values.len()));
+            let message = message.expect("the tail reads");
+            let value = self.codec.decode(message.value.as_deref().expect("a value")).expect("a known schema");
+            values.push((message, value));
+        }
+        values
+    }
+}
+
+/// A turn of a web conversation.
+pub fn turn(conversation: &str, client_id: &str, text: &str) -> Turn {
+    let at = now();
+    Turn {
+        id: turn_id("websocket", conversation, "ann", client_id),
+        conversation: conversation.to_owned(),
+        at,
+        received_at: at,
+        source: "websocket".to_owned(),
+        kind: "message".to_owned(),
+        bot: None,
+        external_id: client_id.to_owned(),
+        sender: None,
+        chat_kind: Some("room".to_owned()),
+        message_id: None,
+        reply_to: None,
+        language_hint: None,
+        text: text.to_owned(),
+        position: None,
+        stamp: None,
+        tier: None,
+        skipped: Vec::new(),
+        encoding: None,
+        emotion: None,
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("the clock is past 1970");
+    i64::try_from(since.as_millis()).expect("the clock is before the year 292 million")
+}

@@ -160,7 +160,6 @@ impl Transactor {
             None => Ok(None),
             Some(Change::Revoked) => {
                 self.metadata = None;
-                self.consumer.unassign().map_err(of)?;
                 Ok(Some(Event::Revoked))
             }
             Some(Change::Assigned(partitions)) => {
@@ -299,7 +298,7 @@ enum Change {
     Failed(RDKafkaErrorCode),
 }
 
-/// Notes changes of the group; acting on them is left to the thread that polls.
+/// Gives partitions back, and notes changes of the group; the rest is left to the thread that polls.
 #[derive(Default)]
 struct Rebalances(Mutex<std::collections::VecDeque<Change>>);
 
@@ -314,7 +313,13 @@ impl ClientContext for Rebalances {
 }
 
 impl ConsumerContext for Rebalances {
-    fn rebalance(&self, _: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        if err != RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            // At once, because closing the consumer waits for it. The polling thread has no commit under way here.
+            if let Err(error) = consumer.unassign() {
+                tracing::warn!(error = %error, "cannot give partitions back");
+            }
+        }
         let change = match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 Change::Assigned(list.elements().iter().map(|element| element.partition()).collect())

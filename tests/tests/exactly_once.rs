@@ -1,0 +1,260 @@
+//! The runner on a real log: turns are folded once, in order, whatever interrupts it. The stage counts what it folds, so
+//! that a turn that is folded twice or lost shows.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use opentelemetry::metrics::{Meter, MeterProvider};
+use processors::{AnyStage, Config, Failure, Limits, Options, RunError, Stage, Status, Surroundings, TierPolicy};
+use schemas::slice::EmotionSlice;
+use schemas::topic::{REJECTS, TURNS_ENRICHED};
+use schemas::{Reject, Skipped, Tier, Turn};
+use store::context::Contexts;
+use tests::{Log, PATIENCE, turn};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Writes into each turn how many turns it has folded in this conversation.
+struct Count {
+    name: &'static str,
+    fail: Arc<AtomicBool>,
+}
+
+impl Stage for Count {
+    type Slice = EmotionSlice;
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn infer(&self, _: &mut [Turn]) -> Result<(), Failure> {
+        match self.fail.load(Ordering::SeqCst) {
+            true => Err(Failure::Run { stage: self.name, problem: "told to fail".to_owned() }),
+            false => Ok(()),
+        }
+    }
+
+    fn fold(&self, slice: &mut EmotionSlice, turn: &mut Turn) -> Result<(), Failure> {
+        slice.turns += 1;
+        turn.skipped.push(Skipped { stage: self.name.to_owned(), reason: format!("turn_{}", slice.turns) });
+        Ok(())
+    }
+}
+
+/// How many turns a stage had folded when this turn came.
+fn count(turn: &Turn, stage: &str) -> i64 {
+    let note = turn.skipped.iter().find(|skipped| skipped.stage == stage).expect("the stage left its note");
+    note.reason.trim_start_matches("turn_").parse().expect("a number")
+}
+
+fn traced() {
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
+}
+
+fn meter() -> Meter {
+    opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test")
+}
+
+struct Role {
+    task: JoinHandle<Result<(), RunError>>,
+    shutdown: CancellationToken,
+}
+
+impl Role {
+    fn start(log: &Log, contexts: &Contexts, stages: &[&str], fail: &Arc<AtomicBool>) -> Role {
+        Role::start_as(log, contexts, stages, fail, "0")
+    }
+
+    fn start_as(log: &Log, contexts: &Contexts, stages: &[&str], fail: &Arc<AtomicBool>, instance: &str) -> Role {
+        let config = Config {
+            group: "test".to_owned(),
+            instance: instance.to_owned(),
+            stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
+            tier: TierPolicy::Fixed(Tier::Fast),
+            models: "unused".into(),
+            onnxruntime: "unused".into(),
+            options: Options::default(),
+            limits: Limits { batch_turns_max: 16, session_timeout: Duration::from_secs(6), ..Limits::default() },
+        };
+        let shutdown = CancellationToken::new();
+        let around = Surroundings {
+            kafka: log.kafka.clone(),
+            contexts: contexts.clone(),
+            codec: Arc::clone(&log.codec),
+            meter: meter(),
+            status: Arc::new(Status::default()),
+            shutdown: shutdown.clone(),
+        };
+        let fail = Arc::clone(fail);
+        let load = move || -> Result<Vec<Box<dyn AnyStage>>, Failure> {
+            Ok(vec![Box::new(Count { name: "one", fail: Arc::clone(&fail) }), Box::new(Count { name: "two", fail })])
+        };
+        let task = tokio::spawn(processors::run_stages(config, &["one", "two"], load, around));
+        Role { task, shutdown }
+    }
+
+    async fn stop(self) -> Result<(), RunError> {
+        self.shutdown.cancel();
+        self.ended().await
+    }
+
+    async fn ended(self) -> Result<(), RunError> {
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .expect("the role ends in time")
+            .expect("the role does not panic")
+    }
+}
+
+/// Dense positions, and each stage folded each turn once.
+fn assert_in_order(enriched: &[Turn], conversation: &str, turns: usize) {
+    let of: Vec<&Turn> = enriched.iter().filter(|turn| turn.conversation == conversation).collect();
+    let positions: Vec<i64> = of.iter().map(|turn| turn.position.expect("a position")).collect();
+    assert_eq!(positions, (1..=turns as i64).collect::<Vec<_>>(), "{conversation}");
+    for turn in of {
+        assert_eq!(count(turn, "one"), turn.position.unwrap(), "{conversation}: stage one folded once");
+        assert_eq!(count(turn, "two"), turn.position.unwrap(), "{conversation}: stage two folded once");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn turns_are_numbered_in_order_and_repeated_ones_dropped() {
+    traced();
+    let log = Log::start(2, &[]).await;
+    let contexts = Contexts::in_memory().await.unwrap();
+    let role = Role::start(&log, &contexts, &[], &Arc::default());
+    for n in 0..40 {
+        for conversation in ["a", "b", "c"] {
+            let said = turn(conversation, &n.to_string(), "hello");
+            log.say(&said).await;
+            if n % 7 == 0 {
+                log.say(&said).await;
+            }
+        }
+    }
+    let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 120).await.into_iter().map(|(_, turn)| turn).collect();
+    for conversation in ["a", "b", "c"] {
+        assert_in_order(&enriched, conversation, 40);
+    }
+    role.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn poison_is_rejected_with_its_bytes_and_passed_by() {
+    let log = Log::start(1, &[]).await;
+    let contexts = Contexts::in_memory().await.unwrap();
+    log.say(&turn("a", "1", "before")).await;
+    let poison: [(&[u8], Vec<u8>, &str); 4] = [
+        (b"a", b"not avro".to_vec(), "malformed"),
+        (b"a", vec![0, 0, 0, 77, 7, 1, 2], "unknown_schema"),
+        (b"b", log.codec.encode(&turn("a", "x", "under a foreign key")).unwrap(), "invalid"),
+        (b"a", log.codec.encode(&turn("a", "y", &"long ".repeat(10_000))).unwrap(), "oversized"),
+    ];
+    for (key, value, _) in &poison {
+        log.append(key, value.clone()).await;
+    }
+    log.say(&turn("a", "2", "after")).await;
+    let role = Role::start(&log, &contexts, &[], &Arc::default());
+    let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 2).await.into_iter().map(|(_, turn)| turn).collect();
+    assert_eq!(enriched.iter().map(|t| t.text.as_str()).collect::<Vec<_>>(), ["before", "after"]);
+    assert_in_order(&enriched, "a", 2);
+    let rejects: Vec<Reject> = log.read(REJECTS, poison.len()).await.into_iter().map(|(_, reject)| reject).collect();
+    for (n, ((_, raw, reason), reject)) in poison.iter().zip(&rejects).enumerate() {
+        assert_eq!((&reject.raw, reject.reason.as_str(), reject.offset), (raw, *reason, Some(n as i64 + 1)));
+    }
+    role.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_failed_goes_on_where_it_stood() {
+    let log = Log::start(2, &[]).await;
+    let contexts = Contexts::open(&log.folder().join("contexts.sqlite")).await.unwrap();
+    let fail = Arc::new(AtomicBool::new(false));
+    let role = Role::start(&log, &contexts, &[], &fail);
+    for n in 0..20 {
+        log.say(&turn("a", &n.to_string(), "hello")).await;
+    }
+    log.read::<Turn>(TURNS_ENRICHED, 20).await;
+    fail.store(true, Ordering::SeqCst);
+    for n in 20..40 {
+        log.say(&turn("a", &n.to_string(), "hello")).await;
+    }
+    let error = role.ended().await.unwrap_err();
+    assert!(matches!(error, RunError::Stage(Failure::Run { stage: "one", .. })), "{error}");
+
+    fail.store(false, Ordering::SeqCst);
+    let role = Role::start(&log, &contexts, &[], &fail);
+    let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 40).await.into_iter().map(|(_, turn)| turn).collect();
+    assert_in_order(&enriched, "a", 40);
+    role.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_chain_gives_the_same_turns_as_a_fused_one() {
+    let log = Log::start(2, &["one"]).await;
+    let contexts = Contexts::in_memory().await.unwrap();
+    let fail = Arc::default();
+    let head = Role::start_as(&log, &contexts, &["one"], &fail, "head");
+    let tail = Role::start_as(&log, &contexts, &["two"], &fail, "tail");
+    for n in 0..30 {
+        for conversation in ["a", "b"] {
+            log.say(&turn(conversation, &n.to_string(), "hello")).await;
+        }
+    }
+    let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 60).await.into_iter().map(|(_, turn)| turn).collect();
+    assert_in_order(&enriched, "a", 30);
+    assert_in_order(&enriched, "b", 30);
+    head.stop().await.unwrap();
+    tail.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_process_shares_the_work_and_loses_nothing() {
+    let log = Log::start(4, &[]).await;
+    let contexts = Contexts::in_memory().await.unwrap();
+    let fail = Arc::default();
+    let first = Role::start_as(&log, &contexts, &[], &fail, "first");
+    let conversations: Vec<String> = (0..8).map(|n| format!("c{n}")).collect();
+    let said = AtomicU32::new(0);
+    let say = async |rounds: std::ops::Range<u32>| {
+        for n in rounds {
+            for conversation in &conversations {
+                log.say(&turn(conversation, &n.to_string(), "hello")).await;
+                said.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    };
+    say(0..10).await;
+    let second = Role::start_as(&log, &contexts, &[], &fail, "second");
+    say(10..20).await;
+    log.read::<Turn>(TURNS_ENRICHED, 160).await;
+    first.stop().await.unwrap();
+    say(20..30).await;
+    let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 240).await.into_iter().map(|(_, turn)| turn).collect();
+    for conversation in &conversations {
+        assert_in_order(&enriched, conversation, 30);
+    }
+    second.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contexts_from_another_log_stop_the_role_and_name_the_mend() {
+    let log = Log::start(1, &[]).await;
+    let contexts = Contexts::in_memory().await.unwrap();
+    let role = Role::start(&log, &contexts, &[], &Arc::default());
+    log.say(&turn("a", "1", "hello")).await;
+    log.read::<Turn>(TURNS_ENRICHED, 1).await;
+    role.stop().await.unwrap();
+
+    let lost = Contexts::in_memory().await.unwrap();
+    let error = Role::start(&log, &lost, &[], &Arc::default()).ended().await.unwrap_err();
+    assert!(error.to_string().contains("undertone contexts rebuild"), "{error}");
+
+    let other = Log::start(1, &[]).await;
+    let error = Role::start(&other, &contexts, &[], &Arc::default()).ended().await.unwrap_err();
+    assert!(error.to_string().contains("recreated"), "{error}");
+}

@@ -1,7 +1,9 @@
 //! What it costs to write and read a turn, beside JSON of the same turn as the peer. Shows microseconds a turn on one
 //! core; runs differ by some 5 % on a quiet machine, the ratio to JSON by less.
 
-use criterion::{Criterion, Throughput, black_box, criterion_group, criterion_main};
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use schemas::{Codec, Turn};
 
 fn codec(c: &mut Criterion) {

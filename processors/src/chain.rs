@@ -93,8 +93,8 @@ impl Chain {
             None => Sequence::default(),
             Some(bytes) => self.codec.decode(bytes).map_err(|e| failure(sequence::SLICE, e.to_string()))?,
         };
-        let open = |stage: &Box<dyn AnyStage>| stage.open(&self.codec, conversation, bytes(stage.name()));
-        let slices = self.stages.iter().map(open).collect::<Result<_, _>>()?;
+        let open = self.stages.iter().map(|stage| stage.open(&self.codec, conversation, bytes(stage.name())));
+        let slices = open.collect::<Result<_, _>>()?;
         Ok(Conversation { name: conversation.to_owned(), sequence, slices, base, folded: None })
     }
 

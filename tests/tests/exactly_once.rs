@@ -48,13 +48,6 @@ fn count(turn: &Turn, stage: &str) -> i64 {
     note.reason.trim_start_matches("turn_").parse().expect("a number")
 }
 
-fn traced() {
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_test_writer()
-        .try_init();
-}
-
 fn meter() -> Meter {
     opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test")
 }
@@ -123,7 +116,6 @@ fn assert_in_order(enriched: &[Turn], conversation: &str, turns: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn turns_are_numbered_in_order_and_repeated_ones_dropped() {
-    traced();
     let log = Log::start(2, &[]).await;
     let contexts = Contexts::in_memory().await.unwrap();
     let role = Role::start(&log, &contexts, &[], &Arc::default());

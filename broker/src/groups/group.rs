@@ -370,7 +370,11 @@ impl Group {
         if self.promised.remove(&id).is_some() {
             return Ok(());
         }
-        if self.members.contains_key(&id) { Ok(self.remove(&id, now)) } else { Err(ResponseError::UnknownMemberId) }
+        if !self.members.contains_key(&id) {
+            return Err(ResponseError::UnknownMemberId);
+        }
+        self.remove(&id, now);
+        Ok(())
     }
 
     fn remove(&mut self, id: &str, now: Instant) {

@@ -22,6 +22,15 @@ struct Newest {
     upto: i64,
 }
 
+/// What there is to compact.
+struct Work {
+    /// With the offset at which the next segment begins, ascending.
+    segments: Vec<(Closed, i64)>,
+    /// Below it, compaction has been before.
+    from: i64,
+    tombstones_before_ms: i64,
+}
+
 /// What decides whether a record stays.
 struct Rules<'a> {
     newest: &'a Newest,
@@ -35,12 +44,12 @@ impl Partition {
     /// `keys_max` keys (about 40 bytes each); what is beyond them waits for the next call. For I/O threads, and not for
     /// two at once.
     pub(crate) fn compact(&self, now_ms: i64, keys_max: usize) -> io::Result<u64> {
-        let Some((segments, compacted_to, tombstones_before_ms)) = self.compactable(now_ms)? else { return Ok(0) };
+        let Some(work) = self.compactable(now_ms)? else { return Ok(0) };
         let aborted = self.view().aborted.clone();
-        let newest = self.newest(&segments, compacted_to, &aborted, keys_max)?;
-        let rules = Rules { newest: &newest, aborted: &aborted, tombstones_before_ms };
+        let newest = self.newest(&work, &aborted, keys_max)?;
+        let rules = Rules { newest: &newest, aborted: &aborted, tombstones_before_ms: work.tombstones_before_ms };
         let mut dropped = 0;
-        for segment in segments.iter().filter(|segment| segment.base < newest.upto) {
+        for (segment, _) in work.segments.iter().filter(|(segment, _)| segment.base < newest.upto) {
             dropped += self.compact_segment(*segment, &rules)?;
         }
         self.writer().compacted_to = newest.upto;
@@ -50,7 +59,7 @@ impl Partition {
     }
 
     /// The closed segments below the last stable offset, if enough of them is new.
-    fn compactable(&self, now_ms: i64) -> io::Result<Option<(Vec<Closed>, i64, i64)>> {
+    fn compactable(&self, now_ms: i64) -> io::Result<Option<Work>> {
         let mut writer = self.writer();
         if !writer.settings.compact {
             return Ok(None);
@@ -63,22 +72,26 @@ impl Partition {
             self.roll(&mut writer, now_ms)?;
         }
         let view = self.view();
-        let next = |i: usize| view.closed.get(i + 1).map_or(view.active.base, |segment| segment.base);
-        let below = view.closed.iter().enumerate().filter(|(i, _)| next(*i) <= view.stable);
-        let segments: Vec<Closed> = below.map(|(_, segment)| *segment).collect();
-        let bytes = |from: i64| segments.iter().filter(|s| s.base >= from).map(|s| s.size).sum::<u64>() as f64;
-        let (new, all) = (bytes(writer.compacted_to), bytes(0));
+        let end = |i: usize| view.closed.get(i + 1).map_or(view.active.base, |segment| segment.base);
+        let segments = view.closed.iter().enumerate().map(|(i, segment)| (*segment, end(i)));
+        let segments: Vec<(Closed, i64)> = segments.take_while(|(_, end)| *end <= view.stable).collect();
+        let from = writer.compacted_to;
+        let bytes = |from: i64| segments.iter().filter(|(_, end)| *end > from).map(|(s, _)| s.size).sum::<u64>() as f64;
+        let (new, all) = (bytes(from), bytes(0));
         let worth_it = new > 0.0 && new / all >= writer.settings.dirty_ratio_min;
         let tombstones_before_ms = now_ms - writer.settings.delete_retention_ms;
-        Ok(worth_it.then_some((segments, writer.compacted_to, tombstones_before_ms)))
+        Ok(worth_it.then_some(Work { segments, from, tombstones_before_ms }))
     }
 
-    fn newest(&self, segments: &[Closed], from: i64, aborted: &[Aborted], keys_max: usize) -> io::Result<Newest> {
-        let mut newest = Newest { offsets: HashMap::new(), upto: from };
-        for segment in segments.iter().filter(|segment| segment.base >= from) {
+    fn newest(&self, work: &Work, aborted: &[Aborted], keys_max: usize) -> io::Result<Newest> {
+        let mut newest = Newest { offsets: HashMap::new(), upto: work.from };
+        for (segment, end) in work.segments.iter().filter(|(_, end)| *end > work.from) {
             let file = File::open(segment::log_path(&self.dir, segment.base))?;
             let mut walk = Walk::new(&file, 0, segment.size);
             while let Some((at, header)) = walk.next()? {
+                if header.last_offset() < work.from {
+                    continue;
+                }
                 if newest.offsets.len() >= keys_max {
                     return Ok(newest);
                 }
@@ -91,6 +104,7 @@ impl Partition {
                 }
                 newest.upto = header.last_offset() + 1;
             }
+            newest.upto = *end;
         }
         Ok(newest)
     }

@@ -1,1 +1,176 @@
+//! Opening partitions again: after torn writes, with and without checkpoints, and what is not scanned.
 
+use std::sync::Arc;
+
+use super::*;
+use crate::Fsync;
+use crate::batch::testing::{TRANSACTIONAL_ATTRIBUTE, batch, plain};
+use crate::batch::{HEADER_BYTES, Header, Marker};
+use crate::settings::Given;
+
+fn syncer() -> Arc<Syncer> {
+    let every = std::time::Duration::from_secs(3600);
+    let (syncer, thread) = Syncer::start(Fsync::Interval { every }, |_| ()).unwrap();
+    syncer.close();
+    thread.join().unwrap();
+    syncer
+}
+
+fn open(dir: &Path, settings: &[(&str, &str)]) -> (Partition, Recovered) {
+    let given: Given = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Partition::open(dir.to_owned(), TopicSettings::new(&given).unwrap(), syncer(), 0, 5_000).unwrap()
+}
+
+fn values(partition: &Partition) -> Vec<(i64, String)> {
+    let mut all = Vec::new();
+    let mut at = partition.offsets().start;
+    loop {
+        let read = partition.read(at, false, 1 << 20).unwrap();
+        let mut rest = &read.records[..];
+        if rest.is_empty() {
+            return all;
+        }
+        while let Some(header) = Header::parse(rest) {
+            if !header.is_control() {
+                for record in batch::records(rest, &header).unwrap() {
+                    let value = record.value.unwrap_or_default();
+                    all.push((record.offset, String::from_utf8(value.to_vec()).unwrap()));
+                }
+            }
+            at = header.last_offset() + 1;
+            rest = &rest[header.bytes..];
+        }
+    }
+}
+
+#[test]
+fn a_write_torn_at_any_byte_costs_only_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (partition, _) = open(dir.path(), &[]);
+    partition.append(&plain(&["a", "b"]), 5_000).unwrap();
+    let path = segment::log_path(dir.path(), 0);
+    let kept = std::fs::metadata(&path).unwrap().len();
+    partition.append(&plain(&["c", "d", "e"]), 5_000).unwrap();
+    drop(partition);
+    let whole = std::fs::read(&path).unwrap();
+    for torn in kept as usize..whole.len() {
+        std::fs::write(&path, &whole[..torn]).unwrap();
+        let (partition, done) = open(dir.path(), &[]);
+        assert_eq!(done.cut_bytes, torn as u64 - kept);
+        assert_eq!(partition.append(&plain(&["next"]), 5_000).unwrap(), 2);
+        assert_eq!(values(&partition).len(), 3);
+    }
+    for flipped in kept as usize + HEADER_BYTES..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[flipped] ^= 1;
+        std::fs::write(&path, &damaged).unwrap();
+        assert_eq!(open(dir.path(), &[]).0.offsets().end, 2);
+    }
+}
+
+#[test]
+fn only_what_is_behind_the_checkpoint_is_scanned() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = [("segment.bytes", "1000")];
+    let (partition, _) = open(dir.path(), &settings);
+    for i in 0..100 {
+        partition.append(&plain(&[&format!("value {i}")]), 5_000).unwrap();
+    }
+    partition.checkpoint(1).unwrap();
+    let tail = plain(&["behind the checkpoint"]);
+    partition.append(&tail, 5_000).unwrap();
+    let before = values(&partition);
+    drop(partition);
+    let (partition, done) = open(dir.path(), &settings);
+    assert_eq!(done, Recovered { scanned_bytes: tail.len() as u64, cut_bytes: 0 });
+    assert_eq!(values(&partition), before);
+    assert!(segment::list(dir.path()).unwrap().len() > 5, "there were segments to leave alone");
+
+    drop(partition);
+    std::fs::write(dir.path().join(CHECKPOINT), b"damaged").unwrap();
+    let (partition, done) = open(dir.path(), &settings);
+    assert!(done.scanned_bytes > 5_000, "without a checkpoint everything is read");
+    assert_eq!(values(&partition), before);
+}
+
+#[test]
+fn producers_and_transactions_are_known_again() {
+    for with_checkpoint in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (partition, _) = open(dir.path(), &[]);
+        let record = [(Some("k"), Some("v"))];
+        partition.append(&batch(&record, (1, 0, 0), 0), 5_000).unwrap();
+        partition.append(&batch(&record, (2, 0, 0), TRANSACTIONAL_ATTRIBUTE), 5_000).unwrap();
+        partition.end_transaction((2, 0), Marker::Abort, 5_000).unwrap();
+        partition.append(&batch(&record, (3, 0, 0), TRANSACTIONAL_ATTRIBUTE), 5_000).unwrap();
+        if with_checkpoint {
+            partition.checkpoint(1).unwrap();
+        }
+        drop(partition);
+        let (partition, _) = open(dir.path(), &[]);
+        assert_eq!(partition.offsets().stable, 3, "the last transaction is open");
+        assert_eq!(partition.append(&batch(&record, (1, 0, 0), 0), 5_000).unwrap(), 0, "a repeated batch is known");
+        let read = partition.read(0, true, 1 << 20).unwrap();
+        assert_eq!(read.aborted, [Aborted { producer_id: 2, first: 1, last: 2 }]);
+        partition.end_transaction((3, 0), Marker::Commit, 5_000).unwrap();
+        assert_eq!(partition.offsets().stable, 5);
+    }
+}
+
+#[test]
+fn compaction_survives_reopening_and_never_scans_what_it_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = [("cleanup.policy", "compact"), ("segment.bytes", "600"), ("min.cleanable.dirty.ratio", "0")];
+    let (partition, _) = open(dir.path(), &settings);
+    for i in 0..60 {
+        let (key, value) = (format!("k{}", i % 3), format!("v{i}"));
+        partition.append(&batch(&[(Some(&key), Some(&value))], (-1, -1, -1), 0), 5_000).unwrap();
+    }
+    let before = values(&partition).len();
+    // Also with a map of only two keys, which takes many rounds.
+    let dropped: u64 = (0..60).map(|_| partition.compact(5_000, 2).unwrap()).sum();
+    assert!(dropped > 0);
+    let after = values(&partition);
+    assert!(after.len() < before / 2, "{} of {before}", after.len());
+    for key in 57..60 {
+        assert!(after.contains(&(key, format!("v{key}"))), "{after:?}");
+    }
+    partition.checkpoint(1).unwrap();
+    drop(partition);
+    assert_eq!(values(&open(dir.path(), &settings).0), after);
+    std::fs::remove_file(dir.path().join(CHECKPOINT)).unwrap();
+    assert_eq!(values(&open(dir.path(), &settings).0), after);
+}
+
+#[test]
+fn times_are_found_across_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let (partition, _) = open(dir.path(), &[("segment.bytes", "500")]);
+    for i in 0..50_i64 {
+        let bytes = plain(&["v"]);
+        let header = Header::parse(&bytes).unwrap();
+        let at_ms = 10_000 + i * 100;
+        let header = Header { base_timestamp_ms: at_ms, max_timestamp_ms: at_ms, ..header };
+        partition.append(&batch::encode(&header, &bytes[HEADER_BYTES..]), 5_000).unwrap();
+    }
+    for (time_ms, expected) in
+        [(0, Some((0, 10_000))), (12_050, Some((21, 12_100))), (14_900, Some((49, 14_900))), (14_901, None)]
+    {
+        assert_eq!(partition.find_time(time_ms, false).unwrap(), expected, "{time_ms}");
+    }
+}
+
+#[test]
+fn deleted_records_take_their_segments_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let (partition, _) = open(dir.path(), &[("segment.bytes", "500")]);
+    for i in 0..50 {
+        partition.append(&plain(&[&format!("{i}")]), 5_000).unwrap();
+    }
+    let before = segment::list(dir.path()).unwrap().len();
+    assert_eq!(partition.delete_before(30).unwrap(), 30);
+    assert!(segment::list(dir.path()).unwrap().len() < before);
+    assert_eq!(values(&partition).first(), Some(&(30, "30".to_owned())));
+    assert_eq!(partition.delete_before(1_000).unwrap(), 50, "not beyond the end");
+    assert_eq!(partition.append(&plain(&["next"]), 5_000).unwrap(), 50);
+}

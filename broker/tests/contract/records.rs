@@ -62,7 +62,7 @@ fn absent_and_empty_keys_and_values_are_told_apart() -> Result<()> {
     let server = Server::start();
     let (bootstrap, topic) = (server.bootstrap(), unique("absent"));
     create_topic(bootstrap, &topic, 1, &[])?;
-    let cases: [(Option<&[u8]>, Option<&[u8]>); 3] = [(None, None), (Some(b"k"), None), (Some(b""), Some(b""))];
+    let cases = [(None, None), (Some(&b"k"[..]), None), (Some(&b""[..]), Some(&b""[..]))];
     crate::support::runtime().block_on(async {
         let producer: FutureProducer = client(bootstrap).create()?;
         for (key, value) in cases {

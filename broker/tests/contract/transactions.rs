@@ -127,7 +127,7 @@ fn a_transaction_without_its_producer_is_aborted_after_its_timeout() -> Result<(
 fn a_timeout_above_the_maximum_is_refused() -> Result<()> {
     let server = Server::start();
     let producer = transactional(server.bootstrap(), &unique("tx"), 3_600_000)?;
-    let error = producer.init_transactions(PATIENCE).err().expect("an hour is above the maximum");
+    let error = producer.init_transactions(PATIENCE).expect_err("an hour is above the maximum");
     let code = rdkafka::error::RDKafkaErrorCode::InvalidTransactionTimeout;
     ensure!(error.rdkafka_error_code() == Some(code), "{error:?}");
     Ok(())

@@ -7,7 +7,10 @@ use api::Config;
 use futures_util::StreamExt as _;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use schemas::{Turn, topic};
 use serde_json::{Value, json};
+use store::log::transact::{Event, Settings, Transactor};
+use store::log::{Kafka, Record};
 
 use crate::sample;
 use crate::site::{Client, Site, place, turns};
@@ -49,26 +52,31 @@ async fn reader_that_comes_and_goes_sees_every_turn_once() {
                 if restart {
                     site.restart(tight()).await;
                 }
-                client = site.connect("").await;
-                client.follow(&conversations, Some(&token)).await;
-                client.resume = Some(token);
-                // History catches up while the reader waits for it.
-                let rest: Vec<_> = unwritten.drain(..).collect();
-                site.keep(&rest).await;
+                client = come_back_with(token, &site, &conversations, &mut unwritten).await;
             }
             for _ in 0..random.random_range(0..20) {
                 if seen.values().sum::<i64>() == positions.iter().sum::<i64>() {
                     break;
                 }
-                note(&mut client, &site, &conversations, &mut seen, seed, round).await;
+                note(&mut client, &site, &conversations, &mut unwritten, &mut seen, (seed, round)).await;
             }
         }
         let rest: Vec<_> = unwritten.drain(..).collect();
         site.keep(&rest).await;
         while seen.values().sum::<i64>() < positions.iter().sum::<i64>() {
-            note(&mut client, &site, &conversations, &mut seen, seed, 30).await;
+            note(&mut client, &site, &conversations, &mut unwritten, &mut seen, (seed, 30)).await;
         }
     }
+}
+
+/// Connects with a token; history catches up while the server waits for it.
+async fn come_back_with(token: String, site: &Site, conversations: &[&str], unwritten: &mut VecDeque<Turn>) -> Client {
+    let mut client = site.connect("").await;
+    client.follow(conversations, Some(&token)).await;
+    client.resume = Some(token);
+    let rest: Vec<_> = unwritten.drain(..).collect();
+    site.keep(&rest).await;
+    client
 }
 
 /// Reads a message and checks that it goes on exactly where its conversation stands; comes back if it was cut off.
@@ -76,17 +84,15 @@ async fn note(
     client: &mut Client,
     site: &Site,
     conversations: &[&str],
+    unwritten: &mut VecDeque<Turn>,
     seen: &mut BTreeMap<String, i64>,
-    seed: u64,
-    round: usize,
+    (seed, round): (u64, usize),
 ) {
     let message = tokio::time::timeout(Duration::from_secs(20), client.next()).await;
     let message = message.unwrap_or_else(|_| panic!("seed {seed}, round {round}: nothing comes after {seen:?}"));
     if message.get("close").is_some() {
         let token = client.resume.clone().unwrap();
-        *client = site.connect("").await;
-        client.follow(conversations, Some(&token)).await;
-        client.resume = Some(token);
+        *client = come_back_with(token, site, conversations, unwritten).await;
         return;
     }
     match message["type"].as_str().unwrap() {
@@ -206,6 +212,48 @@ async fn firehose_goes_on_from_the_ring_and_from_the_log() {
             assert_eq!(position, *expected, "round {round}, {conversation}");
             *expected += 1;
         }
+    }
+}
+
+#[tokio::test]
+async fn firehose_passes_the_marks_of_transactions() {
+    let mut site = Site::start(Config::default()).await;
+    let mut client = site.connect("?all=1").await;
+    client.next().await;
+    let kafka = site.kafka.clone();
+    let records: Vec<_> = turns("a", 1..=3).iter().map(|turn| site.record(turn)).collect();
+    // Three transactions: a mark stands behind each turn, the last one at the very end of the log.
+    tokio::task::spawn_blocking(move || transactions(&kafka, &records)).await.unwrap();
+    assert_eq!(client.turn().await.1, 1);
+    let token = client.resume.take().unwrap();
+    assert_eq!((client.turn().await.1, client.turn().await.1), (2, 3));
+    let newest = client.resume.take().unwrap();
+    site.restart(Config::default()).await;
+    // The new hub starts behind the last mark: what is before it comes from the log, which must be read to its end.
+    let mut behind = site.connect(&format!("?all=1&resume={token}")).await;
+    assert_eq!(behind.next().await["recovered"], true);
+    assert_eq!((behind.turn().await.1, behind.turn().await.1), (2, 3));
+    let mut level = site.connect(&format!("?all=1&resume={newest}")).await;
+    assert_eq!(level.next().await["recovered"], true);
+    site.say(&turns("a", 4..=4)).await;
+    assert_eq!((behind.turn().await.1, level.turn().await.1), (4, 4));
+}
+
+/// Writes each record in a transaction of its own.
+fn transactions(kafka: &Kafka, records: &[Record]) {
+    let settings = Settings {
+        group: "marks".to_owned(),
+        topic: topic::TURNS_ENRICHED.to_owned(),
+        transactional_id: "marks".to_owned(),
+        transaction_timeout: Duration::from_secs(10),
+        session_timeout: Duration::from_secs(10),
+        work_time_max: Duration::from_secs(10),
+        fetch_ahead_bytes_max: 1 << 20,
+    };
+    let mut transactor = Transactor::connect(kafka, &settings).unwrap();
+    while !matches!(transactor.poll(Duration::from_millis(100)).unwrap(), Some(Event::Assigned(_))) {}
+    for record in records {
+        transactor.commit(std::slice::from_ref(record), &[(0, 0)].into()).unwrap();
     }
 }
 

@@ -61,9 +61,9 @@ impl Site {
         self.http = http;
     }
 
-    /// Appends enriched turns to the log.
-    pub(crate) async fn say(&self, turns: &[Turn]) {
-        let record = |turn: &Turn| Record {
+    /// The record of an enriched turn.
+    pub(crate) fn record(&self, turn: &Turn) -> Record {
+        Record {
             topic: topic::TURNS_ENRICHED.to_owned(),
             key: Some(turn.conversation.clone().into_bytes()),
             value: Some(self.codec.encode(turn).unwrap()),
@@ -73,8 +73,12 @@ impl Site {
             ],
             timestamp: turn.at,
             ..Record::default()
-        };
-        for appended in self.producer.append_all(turns.iter().map(record).collect()).await {
+        }
+    }
+
+    /// Appends enriched turns to the log.
+    pub(crate) async fn say(&self, turns: &[Turn]) {
+        for appended in self.producer.append_all(turns.iter().map(|turn| self.record(turn)).collect()).await {
             appended.unwrap();
         }
     }

@@ -122,10 +122,16 @@ struct Owned {
     epoch: Epoch,
     /// The offset at which the next batch starts.
     next: i64,
-    /// What the last owner left: the turn that was alone in work when it died.
+    /// The turn that runs alone, and how often the process died with it before this try.
     attempt: Option<Attempt>,
-    /// Turns that are still to be run alone after a crash.
-    alone: usize,
+    /// After a crash, turns below this offset run alone: the batch that was not committed is among them.
+    careful_until: i64,
+}
+
+impl Owned {
+    fn is_careful(&self) -> bool {
+        self.next < self.careful_until
+    }
 }
 
 /// Everything that a run needs; see [`crate::run`].
@@ -169,7 +175,11 @@ impl Runner {
             };
             match self.work(&mut transactor, &mut owned, messages, &mut last_tier) {
                 Ok(()) => aborts = 0,
-                Err(Interrupted::Failed(error)) => return Err(error),
+                Err(Interrupted::Failed(error)) => {
+                    // Best effort: what stopped the role is worth more than what else goes wrong now.
+                    let _ = self.leave(&mut owned);
+                    return Err(error);
+                }
                 Err(Interrupted::Dropped(cause)) => {
                     aborts += 1;
                     self.meters.aborted();
@@ -177,6 +187,7 @@ impl Runner {
                     if aborts > self.limits.aborts_max {
                         return Err(RunError::Aborts(aborts, cause));
                     }
+                    std::thread::sleep((RETRY_WAITS.0 * aborts).min(RETRY_WAITS.1));
                     let starts = owned.iter().map(|(partition, owned)| (*partition, owned.next)).collect();
                     if let Err(error) = transactor.rewind(&starts) {
                         // The partitions are gone, or going: the next poll tells, and whoever gets them reads again.
@@ -227,7 +238,7 @@ impl Runner {
 
     /// Gathers what is there, up to a batch: a lone turn goes at once.
     fn collect(&self, transactor: &mut Transactor, owned: &BTreeMap<i32, Owned>) -> Result<Collected, RunError> {
-        let careful = owned.values().any(|owned| owned.alone > 0);
+        let careful = owned.values().any(Owned::is_careful);
         let turns_max = if careful { 1 } else { self.limits.batch_turns_max };
         let (mut messages, mut bytes) = (Vec::new(), 0);
         while messages.len() < turns_max && bytes < self.limits.batch_bytes_max {
@@ -272,8 +283,9 @@ impl Runner {
         for (partition, assigned) in assigned {
             let next = start(&self.plan.input, partition, standing[&partition], assigned.watermark)?;
             starts.insert(partition, next);
-            let alone = if assigned.attempt.is_some() { self.limits.batch_turns_max } else { 0 };
-            let owner = Owned { epoch: assigned.epoch, next, attempt: assigned.attempt, alone };
+            let batch_end = next.saturating_add(self.limits.batch_turns_max as i64).min(standing[&partition].high);
+            let careful_until = if assigned.attempt.is_some() { batch_end } else { next };
+            let owner = Owned { epoch: assigned.epoch, next, attempt: assigned.attempt, careful_until };
             let mark = owner.attempt.unwrap_or(Attempt { offset: next, count: 0 });
             self.note(partition, &owner, Some(mark))?;
             owned.insert(partition, owner);
@@ -286,11 +298,11 @@ impl Runner {
         Ok(())
     }
 
-    /// Leaves partitions in an orderly way: the next owner need not be careful.
+    /// Leaves partitions in an orderly way: the next owner need not be careful, unless this one still was.
     fn leave(&self, owned: &mut BTreeMap<i32, Owned>) -> Result<(), RunError> {
         for (partition, owner) in std::mem::take(owned) {
-            let killer = owner.attempt.filter(|attempt| attempt.count > 0 && owner.alone > 0);
-            match self.note(partition, &owner, killer) {
+            // The process did not die, so the turn that is in work now is marked as it was before.
+            match self.note(partition, &owner, owner.attempt.filter(|_| owner.is_careful())) {
                 Ok(()) | Err(RunError::Context(ContextError::Fenced { .. })) => {}
                 Err(error) => return Err(error),
             }
@@ -363,12 +375,11 @@ impl Runner {
 
     /// Before a turn runs alone after a crash: how often the process died with it, and a note that it is tried again.
     fn alone_in_work(&self, owned: &mut BTreeMap<i32, Owned>, message: &Message) -> Result<u32, RunError> {
-        let Some(owner) = owned.get_mut(&message.partition).filter(|owner| owner.alone > 0) else { return Ok(0) };
+        let Some(owner) = owned.get_mut(&message.partition).filter(|owner| owner.is_careful()) else { return Ok(0) };
         let died = owner.attempt.filter(|attempt| attempt.offset == message.offset).map_or(0, |attempt| attempt.count);
+        owner.attempt = Some(Attempt { offset: message.offset, count: died });
         if died < KILLS_MAX {
-            let attempt = Attempt { offset: message.offset, count: died + 1 };
-            owner.attempt = Some(attempt);
-            self.note(message.partition, owner, Some(attempt))?;
+            self.note(message.partition, owner, Some(Attempt { offset: message.offset, count: died + 1 }))?;
         }
         Ok(died)
     }
@@ -444,13 +455,8 @@ impl Runner {
         for (partition, offset) in next {
             let Some(owner) = owned.get_mut(partition) else { continue };
             owner.next = *offset;
-            if owner.alone > 0 {
-                owner.alone -= 1;
-                owner.attempt = None;
-                if owner.alone == 0 {
-                    let owner = &*owner;
-                    self.note(*partition, owner, Some(Attempt { offset: *offset, count: 0 }))?;
-                }
+            if owner.attempt.take().is_some() && !owner.is_careful() {
+                self.note(*partition, owner, Some(Attempt { offset: *offset, count: 0 }))?;
             }
         }
         Ok(())

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use opentelemetry::metrics::{Meter, MeterProvider};
-use processors::{AnyStage, Config, Failure, Limits, Options, RunError, Stage, Status, Surroundings, TierPolicy};
+use processors::{
+    AnyStage, Config, Failure, KILLS_MAX, Limits, Options, RunError, Stage, Status, Surroundings, TierPolicy,
+};
 use schemas::slice::EmotionSlice;
 use schemas::topic::{REJECTS, TURNS_ENRICHED};
 use schemas::{Reject, Skipped, Tier, Turn};
-use store::context::Contexts;
+use store::context::{Attempt, Contexts};
 use tests::{Log, PATIENCE, turn};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -231,6 +233,46 @@ async fn a_second_process_shares_the_work_and_loses_nothing() {
         assert_in_order(&enriched, conversation, 30);
     }
     second.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_that_killed_the_process_three_times_is_rejected_and_a_failure_is_no_kill() {
+    let log = Log::start(1, &[]).await;
+    let contexts = Contexts::in_memory().await.unwrap();
+    for n in 0..4 {
+        log.say(&turn("a", &n.to_string(), &format!("turn {n}"))).await;
+    }
+    // What a process leaves that died for the second time with turn 1 alone in work.
+    let died = async |count| {
+        let assigned = contexts.assign("one", 0).await.unwrap();
+        let attempt = Some(Attempt { offset: 1, count });
+        contexts.note_attempt("one", 0, assigned.epoch, attempt).await.unwrap();
+    };
+    died(2).await;
+    // A role that fails in an orderly way, however often, is not killed.
+    let fail = Arc::new(AtomicBool::new(true));
+    for _ in 0..3 {
+        Role::start(&log, &contexts, &[], &fail).ended().await.unwrap_err();
+    }
+    died(2).await;
+    fail.store(false, Ordering::SeqCst);
+    let role = Role::start(&log, &contexts, &[], &fail);
+    let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 4).await.into_iter().map(|(_, turn)| turn).collect();
+    assert_in_order(&enriched, "a", 4);
+    role.stop().await.unwrap();
+
+    log.say(&turn("a", "4", "the killer")).await;
+    log.say(&turn("a", "5", "after it")).await;
+    let assigned = contexts.assign("one", 0).await.unwrap();
+    let attempt = Some(Attempt { offset: 4, count: KILLS_MAX });
+    contexts.note_attempt("one", 0, assigned.epoch, attempt).await.unwrap();
+    let role = Role::start(&log, &contexts, &[], &fail);
+    let (_, reject) = log.read::<Reject>(REJECTS, 1).await.remove(0);
+    assert_eq!((reject.reason.as_str(), reject.offset), ("killer", Some(4)));
+    let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 5).await.into_iter().map(|(_, turn)| turn).collect();
+    assert_eq!(enriched[4].text, "after it");
+    assert_in_order(&enriched, "a", 5);
+    role.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -270,8 +270,16 @@ impl Transactor {
         {
             return Err(of(cause).into());
         }
-        self.producer.abort_transaction(self.transaction_timeout).map_err(of)?;
-        Err(CommitError::Aborted(cause.to_string()))
+        for _ in 0..COMMIT_ATTEMPTS_MAX {
+            match self.producer.abort_transaction(self.transaction_timeout) {
+                Ok(()) => return Err(CommitError::Aborted(cause.to_string())),
+                Err(KafkaError::Transaction(error)) if error.is_retriable() => {
+                    tracing::warn!(error = %error, "abort in doubt, asking again");
+                }
+                Err(error) => return Err(of(error).into()),
+            }
+        }
+        Err(LogError::Transient("the transaction could not be aborted: see to the broker".to_owned()).into())
     }
 
     fn offsets(&self, offsets: &BTreeMap<i32, i64>) -> Result<TopicPartitionList, LogError> {

@@ -61,6 +61,7 @@ pub struct Report {
 pub async fn start(config: Config, roles: &[Role]) -> anyhow::Result<Running> {
     let begun = Instant::now();
     config.check()?;
+    let roles = roles::wanted(&config, roles)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().max(2)))
         .thread_name("undertone")
@@ -70,7 +71,6 @@ pub async fn start(config: Config, roles: &[Role]) -> anyhow::Result<Running> {
     let (failed, failures) = mpsc::channel(FAILURES_MAX);
     let drain = Duration::from_secs(config.shutdown.drain_seconds_max);
     let data_dir = config.data.dir.clone();
-    let roles = roles::wanted(&config, roles)?;
     let health = Health::default();
     let mut running = Running {
         http: config.http.listen,

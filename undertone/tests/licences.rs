@@ -23,6 +23,8 @@ const ALLOWED: &[&str] = &[
     "MIT-0",
     "Unicode-3.0",
     "Unlicense",
+    // The one of frankenstein, the Telegram types: permission for anything, without conditions.
+    "WTFPL",
     "Zlib",
 ];
 

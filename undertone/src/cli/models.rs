@@ -103,9 +103,9 @@ pub(super) fn contexts_show(config: &Config, conversation: &str) -> anyhow::Resu
 fn slice(codec: &Codec, record: &Record) -> Value {
     let version = |version: &Version| {
         let read = match record.stage.as_str() {
-            "sequence" => codec.decode::<Sequence>(&version.bytes).map(|slice| serde_json::to_value(slice)),
-            "encode" => codec.decode::<EncodeSlice>(&version.bytes).map(|slice| serde_json::to_value(slice)),
-            "emotion" => codec.decode::<EmotionSlice>(&version.bytes).map(|slice| serde_json::to_value(slice)),
+            "sequence" => codec.decode::<Sequence>(&version.bytes).map(serde_json::to_value),
+            "encode" => codec.decode::<EncodeSlice>(&version.bytes).map(serde_json::to_value),
+            "emotion" => codec.decode::<EmotionSlice>(&version.bytes).map(serde_json::to_value),
             _ => Ok(Ok(json!({ "size_bytes": version.bytes.len() }))),
         };
         let content = match read {

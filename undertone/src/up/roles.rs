@@ -208,10 +208,13 @@ impl Parts {
         if let Some(ingest) = self.ingest.take() {
             drained &= ingest.drain(within).await;
         }
+        tracing::debug!(drained, "intake ended");
         self.readers.cancel();
         drained &= self.readers_done.wait().await;
+        tracing::debug!(drained, "readers of the log ended");
         self.listeners.cancel();
         drained &= self.listeners_done.wait().await;
+        tracing::debug!(drained, "listeners ended");
         if let Some(broker) = self.broker.take()
             && let Err(error) = broker.shutdown().await
         {

@@ -27,6 +27,8 @@ const REQUEST_BYTES_MIN: usize = 8;
 const READ_STEP_BYTES: usize = 256 * 1024;
 /// Longest wait for memory for a request.
 const MEMORY_WAIT: Duration = Duration::from_secs(30);
+/// Longest time that a client may take to take an answer, which holds memory.
+const SEND_WAIT: Duration = Duration::from_secs(30);
 /// Answers of one connection that may wait to be sent.
 const ANSWERS_MAX: usize = 8;
 /// Pause after the system refused a connection, for example without free file descriptors.
@@ -100,7 +102,7 @@ async fn connection(stream: TcpStream, node: Arc<Node>) -> Result<(), Closed> {
     stream.set_nodelay(true)?;
     let (mut reader, writer) = stream.into_split();
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
-    let mut sender = tokio::spawn(send(writer, queue, node.config.connection_idle));
+    let mut sender = tokio::spawn(send(writer, queue));
     let served = tokio::select! {
         served = serve_requests(&mut reader, &node, answers) => served,
         // The client is gone, or takes nothing; what is being served has no one to go to.
@@ -174,14 +176,14 @@ pub(crate) async fn take(budget: &Arc<Semaphore>, bytes: usize) -> Option<OwnedS
     budget.clone().acquire_many_owned(permits).await.ok()
 }
 
-async fn send(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Answer>, idle: Duration) {
+async fn send(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Answer>) {
     while let Some(answer) = queue.recv().await {
         if let Some(ticket) = answer.after
             && ticket.wait().await.is_err()
         {
             return;
         }
-        match timeout(idle, writer.write_all(&answer.bytes)).await {
+        match timeout(SEND_WAIT, writer.write_all(&answer.bytes)).await {
             Ok(Ok(())) => {}
             _ => return,
         }

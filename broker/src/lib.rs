@@ -77,7 +77,7 @@ pub struct Config {
     pub io_threads: usize,
     /// Connections beyond these are closed at once.
     pub connections_max: usize,
-    /// A connection without a request for this long is closed; likewise one that takes this long to send or take one.
+    /// A connection without a request for this long is closed; likewise one that takes this long to send one.
     pub connection_idle: Duration,
     /// Largest request in bytes.
     pub request_bytes_max: usize,

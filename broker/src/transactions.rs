@@ -281,6 +281,10 @@ impl Node {
         let idle = |phase| matches!(phase, Phase::Empty | Phase::Committed | Phase::Aborted);
         let unused = move |t: &Transaction| idle(t.phase) && t.used_ms < before_ms;
         self.each_transaction(unused, |id, _| self.write(Entry::TransactionForgotten { id: id.to_owned() }));
+        let locks = self.transactions.locks().len();
+        if locks <= self.metadata().state().transactions.len() {
+            return;
+        }
         let known: BTreeSet<String> = self.metadata().state().transactions.keys().cloned().collect();
         // A lock that someone else holds or waits for has a second owner.
         self.transactions.locks().retain(|id, lock| known.contains(id) || Arc::strong_count(lock) > 1);

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{Call, Unreadable};
 use crate::connection::{Answer, take};
 use crate::log::{Offsets, Read};
-use crate::node::Node;
+use crate::node::{Node, PERMIT_BYTES};
 
 /// A client that asks to wait longer is answered after this time.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -42,7 +42,9 @@ pub(super) async fn serve(node: &Arc<Node>, mut call: Call) -> Result<Answer, Un
             };
             if bytes >= enough || last {
                 let mut answer = call.answer(&response)?;
-                answer.memory = memory;
+                // What the records did not need is free for others at once.
+                answer.memory =
+                    memory.and_then(|mut memory| memory.split(bytes.div_ceil(PERMIT_BYTES)).or(Some(memory)));
                 return Ok(answer);
             }
         }

@@ -25,8 +25,11 @@ fn main() -> Result<()> {
     let new = [NewTopic::new(&topic, PARTITIONS, TopicReplication::Fixed(1))];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(admin.create_topics(&new, &AdminOptions::new()))?;
-    let reader: BaseConsumer =
-        client(&bootstrap).set("group.id", "measure").set("fetch.wait.max.ms", "500").create()?;
+    let reader: BaseConsumer = client(&bootstrap)
+        .set("group.id", "measure")
+        .set("enable.auto.commit", "false")
+        .set("fetch.wait.max.ms", "500")
+        .create()?;
     let mut assignment = TopicPartitionList::new();
     for partition in 0..PARTITIONS {
         assignment.add_partition_offset(&topic, partition, Offset::Beginning)?;

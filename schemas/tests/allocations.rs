@@ -46,7 +46,6 @@ fn a_turn_is_written_and_read_with_few_allocations() {
     let (decoding, decoded) = allocations(|| codec.decode::<Turn>(&out).unwrap());
     let (cloning, _) = allocations(|| turn.clone());
     assert_eq!(decoded, turn);
-    println!("allocations: encode {encoding}, decode {decoding}, clone {cloning}");
 
     assert!(encoding <= 16, "encoding a turn took {encoding} allocations");
     // A clone allocates what a turn owns; reading may not take much more than that.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use opentelemetry::metrics::{Meter, MeterProvider};
 use processors::{
-    AnyStage, Config, Failure, KILLS_MAX, Limits, Options, RunError, Stage, Status, Surroundings, TierPolicy,
+    AnyStage, Chain, Config, Failure, KILLS_MAX, Limits, Options, RunError, Stage, Status, Surroundings, TierPolicy,
 };
 use schemas::slice::EmotionSlice;
 use schemas::topic::{REJECTS, TURNS_ENRICHED};
@@ -50,6 +50,14 @@ fn count(turn: &Turn, stage: &str) -> i64 {
     note.reason.trim_start_matches("turn_").parse().expect("a number")
 }
 
+const ORDER: [&str; 2] = ["one", "two"];
+const GROUP: &str = "test";
+
+fn stages(fail: &Arc<AtomicBool>) -> Vec<Box<dyn AnyStage>> {
+    let stage = |name| Box::new(Count { name, fail: Arc::clone(fail) }) as Box<dyn AnyStage>;
+    ORDER.map(stage).into()
+}
+
 fn meter() -> Meter {
     opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test")
 }
@@ -66,7 +74,7 @@ impl Role {
 
     fn start_as(log: &Log, contexts: &Contexts, stages: &[&str], fail: &Arc<AtomicBool>, instance: &str) -> Role {
         let config = Config {
-            group: "test".to_owned(),
+            group: GROUP.to_owned(),
             instance: instance.to_owned(),
             stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
             tier: TierPolicy::Fixed(Tier::Fast),
@@ -233,6 +241,50 @@ async fn a_second_process_shares_the_work_and_loses_nothing() {
         assert_in_order(&enriched, conversation, 30);
     }
     second.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_contexts_are_folded_again_from_the_log_to_the_same_bytes() {
+    let log = Log::start(2, &[]).await;
+    let contexts = Contexts::in_memory().await.unwrap();
+    let fail = Arc::default();
+    let role = Role::start(&log, &contexts, &[], &fail);
+    for n in 0..20 {
+        for conversation in ["a", "b"] {
+            let said = turn(conversation, &n.to_string(), "hello");
+            log.say(&said).await;
+            if n % 5 == 0 {
+                log.say(&said).await;
+            }
+        }
+    }
+    log.append(b"a", b"poison".to_vec()).await;
+    log.say(&turn("a", "20", "the last")).await;
+    log.read::<Turn>(TURNS_ENRICHED, 41).await;
+    role.stop().await.unwrap();
+
+    let lost = Contexts::in_memory().await.unwrap();
+    let plan = processors::plan::<&str>(&ORDER, &[]).unwrap();
+    let chain = Chain::new(stages(&fail), true, Arc::clone(&log.codec));
+    let group = processors::group(GROUP, chain.name());
+    let rebuilt = processors::rebuild::rebuild(&chain, &group, &plan, &log.kafka, &lost, &log.codec).await.unwrap();
+    assert_eq!((rebuilt.turns, rebuilt.conversations), (41, 2));
+    for conversation in ["a", "b"] {
+        let current = async |contexts: &Contexts| {
+            let records = contexts.show(conversation).await.unwrap();
+            let of = |r: store::context::Record| (r.stage, r.current.stamp.offset, r.current.bytes);
+            records.into_iter().map(of).collect::<Vec<_>>()
+        };
+        let slices = current(&lost).await;
+        assert_eq!(slices.len(), 3, "sequence and two stages");
+        assert_eq!(slices, current(&contexts).await, "{conversation}");
+    }
+    let role = Role::start(&log, &lost, &[], &fail);
+    log.say(&turn("b", "20", "and on")).await;
+    let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 42).await.into_iter().map(|(_, turn)| turn).collect();
+    assert_in_order(&enriched, "a", 21);
+    assert_in_order(&enriched, "b", 21);
+    role.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

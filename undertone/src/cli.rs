@@ -3,6 +3,7 @@
 
 mod commands;
 mod doctor;
+mod eval;
 mod models;
 mod serve;
 
@@ -84,6 +85,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Score the models on labelled texts, beside a simpler model on the same texts.
+    Eval(Eval),
     /// Show or rebuild what is known of conversations.
     #[command(subcommand)]
     Contexts(ContextsCommand),
@@ -94,6 +97,23 @@ enum Command {
     },
     /// Print the manual page.
     Man,
+}
+
+/// What to score, and on which texts.
+#[derive(Debug, Args)]
+struct Eval {
+    /// What the models are asked to tell.
+    #[arg(value_parser = eval::TASKS)]
+    task: String,
+    /// JSON lines with `text` and `labels`, such as GoEmotions' dev split.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Which models.
+    #[arg(long, value_enum, default_value_t = TierChoice::Full)]
+    tier: TierChoice,
+    /// One JSON object, rather than a table.
+    #[arg(long)]
+    json: bool,
 }
 
 /// What to play, and to whom.
@@ -153,6 +173,15 @@ enum TierChoice {
     Fast,
 }
 
+impl From<TierChoice> for schemas::Tier {
+    fn from(choice: TierChoice) -> schemas::Tier {
+        match choice {
+            TierChoice::Full => schemas::Tier::Full,
+            TierChoice::Fast => schemas::Tier::Fast,
+        }
+    }
+}
+
 /// Runs one command.
 pub fn main(cli: Cli) -> ExitCode {
     match dispatch(cli) {
@@ -178,10 +207,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor => doctor::doctor(settings),
         Command::Watch { conversation, url } => serve::watch(settings, conversation, url),
         Command::Demo(demo) => serve::demo(settings.load()?, &demo),
-        Command::Analyze { texts, tier, json } => {
-            let tier = if tier == TierChoice::Full { schemas::Tier::Full } else { schemas::Tier::Fast };
-            models::analyze(&settings.load()?, &texts, tier, json)
-        }
+        Command::Analyze { texts, tier, json } => models::analyze(&settings.load()?, &texts, tier.into(), json),
+        Command::Eval(eval) => eval::eval(&settings.load()?, &eval),
         Command::Contexts(ContextsCommand::Show { conversation }) => {
             models::contexts_show(&settings.load()?, &conversation)
         }

@@ -68,6 +68,8 @@ pub struct Config {
     pub firehose_replay_records_max: usize,
     /// Longest wait for a history that is behind the hub, and for a replay of the log that stands still.
     pub history_wait: Duration,
+    /// Time between two of the five looks into a history that may be behind a hub which has seen nothing yet.
+    pub settle_every: Duration,
     /// Turns or conversations on a page when no limit is asked for.
     pub page_turns_default: usize,
     /// Most turns or conversations on a page; below the 1,000 that history reads at once.
@@ -96,6 +98,7 @@ impl Default for Config {
             replay_bytes_max: 16 * 1024 * 1024,
             firehose_replay_records_max: 100_000,
             history_wait: Duration::from_secs(5),
+            settle_every: Duration::from_secs(1),
             page_turns_default: 50,
             page_turns_max: 500,
             heartbeat: Duration::from_secs(15),

@@ -56,6 +56,9 @@ pub(crate) enum Arrival {
     Replayed(firehose::Step),
 }
 
+/// How often a session looks once more, [`crate::Config::settle_every`] apart.
+const SETTLE_LOOKS: u8 = 5;
+
 /// A reader.
 pub(crate) struct Session {
     shared: Arc<Shared>,
@@ -77,8 +80,9 @@ struct Place {
     last: i64,
     /// Whether the reader holds everything up to `last`, so that the next turn must be `last + 1`.
     dense: bool,
-    /// Whether history may still come to hold turns that neither it nor the hub had when the reader followed.
-    settle: bool,
+    /// How often history is still looked into for turns that neither it nor the hub had when the reader followed: those
+    /// that were enriched before this process began to read, and not written to history by then.
+    settle: u8,
 }
 
 impl Session {
@@ -145,7 +149,10 @@ impl Session {
         };
         if let Some((after, Recovered::Complete(items))) = recovered {
             self.shared.meters.resumed(true);
-            self.places.insert(name.clone(), Place { last: after, dense: true, settle: held.is_empty() });
+            self.places.insert(
+                name.clone(),
+                Place { last: after, dense: true, settle: if held.is_empty() { SETTLE_LOOKS } else { 0 } },
+            );
             let mut messages = vec![self.following(name, Some(true))];
             messages.extend(items.into_iter().filter_map(|item| self.deliver(name, item)));
             return Ok(messages);
@@ -154,7 +161,7 @@ impl Session {
             Some(live) => live.position,
             None => self.shared.history.last_position(name).await?.unwrap_or(0),
         };
-        self.places.insert(name.clone(), Place { last, dense: false, settle: false });
+        self.places.insert(name.clone(), Place { last, dense: false, settle: 0 });
         let lost = resumed.map(|_| false);
         if lost.is_some() {
             self.shared.meters.resumed(false);
@@ -243,14 +250,19 @@ impl Session {
         Ok(messages)
     }
 
+    /// Whether [`Session::settle`] has something to look for.
+    pub(crate) fn unsettled(&self) -> bool {
+        self.places.values().any(|place| place.settle > 0)
+    }
+
     /// Looks once more into history for conversations of which the hub knew nothing when they were followed.
     pub(crate) async fn settle(&mut self) -> Result<Vec<Message>, FollowError> {
         let mut messages = Vec::new();
         let open: Vec<Arc<str>> =
-            self.places.iter().filter(|(_, place)| place.settle).map(|(name, _)| name.clone()).collect();
+            self.places.iter().filter(|(_, place)| place.settle > 0).map(|(name, _)| name.clone()).collect();
         for name in open {
             let Some(place) = self.places.get_mut(&name) else { continue };
-            place.settle = false;
+            place.settle -= 1;
             let last = place.last;
             if let Recovered::Complete(items) = self.sources().between(&name, last, None).await? {
                 messages.extend(items.into_iter().filter_map(|item| self.deliver(&name, item)));
@@ -326,7 +338,9 @@ impl Session {
         if position <= place.last {
             return None;
         }
-        *place = Place { last: position, dense: true, settle: false };
+        // What the hub brings leaves no doubt about what is before it.
+        let settle = if matches!(item, Item::Kept { .. }) { place.settle } else { 0 };
+        *place = Place { last: position, dense: true, settle };
         Some(match item {
             Item::Live(live) => self.turn(&live),
             Item::Kept { json, .. } => turn_message(&json, self.token(), None, None),

@@ -56,7 +56,8 @@ pub(crate) async fn events(
     })?;
     shared.meters.opened(Transport::Sse);
     let heartbeat = shared.config.heartbeat;
-    let mut settle = tokio::time::interval_at(Instant::now() + heartbeat, heartbeat);
+    let settle_every = shared.config.settle_every;
+    let mut settle = tokio::time::interval_at(Instant::now() + settle_every, settle_every);
     settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let retry = Event::default().retry(shared.config.retry);
     let reader = Reader {
@@ -115,7 +116,7 @@ impl Reader {
                     self.why = Closed::Shutdown;
                     continue;
                 }
-                _ = self.settle.tick() => self.session.settle().await,
+                _ = self.settle.tick(), if self.session.unsettled() => self.session.settle().await,
                 arrival = self.session.next() => match arrival {
                     Some(arrival) => self.session.accept(arrival).await,
                     None => {

@@ -132,6 +132,9 @@ async fn serve(
     let (shared, heartbeat) = (socket.shared.clone(), socket.shared.config.heartbeat);
     let mut beat = tokio::time::interval_at(Instant::now() + heartbeat, heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let settle_every = shared.config.settle_every;
+    let mut settle = tokio::time::interval_at(Instant::now() + settle_every, settle_every);
+    settle.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut answered = true;
     loop {
         tokio::select! {
@@ -162,13 +165,15 @@ async fn serve(
                     Err(error) => return Err(give_up(socket, session, &error).await),
                 }
             }
-            _ = beat.tick() => {
-                if !std::mem::take(&mut answered) {
-                    return Err(End(close_code::POLICY, "pings were not answered", Closed::Broken));
-                }
+            _ = settle.tick(), if session.unsettled() => {
                 match session.settle().await {
                     Ok(messages) => socket.send_all(messages).await?,
                     Err(error) => return Err(give_up(socket, session, &error).await),
+                }
+            }
+            _ = beat.tick() => {
+                if !std::mem::take(&mut answered) {
+                    return Err(End(close_code::POLICY, "pings were not answered", Closed::Broken));
                 }
                 socket.send(Frame::Ping(Default::default())).await?;
             }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use processors::stages::{Emotions, Encode};
 use processors::{Models, Options, Stage};
-use schemas::{Tier, Turn, turn_id};
+use schemas::{Tier, Turn};
 
 /// The first lines of the golden file are made to be nasty; the rest are real.
 const NASTY: usize = 100;
@@ -28,28 +28,7 @@ fn texts() -> Vec<String> {
 }
 
 fn turn(text: &str, tier: Tier) -> Turn {
-    Turn {
-        id: turn_id("bench", "bench", "", ""),
-        conversation: "bench".to_owned(),
-        at: 0,
-        received_at: 0,
-        source: "bench".to_owned(),
-        kind: "message".to_owned(),
-        bot: None,
-        external_id: String::new(),
-        sender: None,
-        chat_kind: None,
-        message_id: None,
-        reply_to: None,
-        language_hint: None,
-        text: text.to_owned(),
-        position: None,
-        stamp: None,
-        tier: Some(tier),
-        skipped: Vec::new(),
-        encoding: None,
-        emotion: None,
-    }
+    Turn { tier: Some(tier), ..Turn::message("bench", "bench", "", "", text, 0) }
 }
 
 fn stages(criterion: &mut Criterion) {

@@ -213,27 +213,17 @@ impl Frame<'_> {
             let detail = "text holds U+0000, which many tools take for its end: send it without".to_owned();
             return self.reject(id, Reason::Invalid, detail, Some(said.conversation));
         }
+        let external_id = self.update_id.to_string();
         Outcome::Turn(Box::new(Turn {
-            id,
-            conversation: said.conversation,
-            at: said.at,
             received_at: self.received_at,
-            source: TELEGRAM.to_owned(),
             kind: said.kind.to_owned(),
             bot: Some(self.bot.to_owned()),
-            external_id: self.update_id.to_string(),
             sender: said.sender,
             chat_kind: said.chat_kind.map(str::to_owned),
             message_id: said.message_id,
             reply_to: said.reply_to,
             language_hint: said.language_hint,
-            text: said.text,
-            position: None,
-            stamp: None,
-            tier: None,
-            skipped: Vec::new(),
-            encoding: None,
-            emotion: None,
+            ..Turn::message(TELEGRAM, &said.conversation, self.bot, &external_id, &said.text, said.at)
         }))
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use schemas::part::EKMAN_OF;
-use schemas::{Ekman, Emotion, GoEmotions, Tier, Turn, turn_id};
+use schemas::{Ekman, Emotion, GoEmotions, Tier, Turn};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -159,28 +159,7 @@ fn infer(models: &Arc<Models>, tier: Tier, rows: &[Row]) -> Result<Vec<Option<Em
 }
 
 fn turn(text: &str, tier: Tier) -> Turn {
-    Turn {
-        id: turn_id("eval", "eval", "", ""),
-        conversation: "eval".to_owned(),
-        at: 0,
-        received_at: 0,
-        source: "eval".to_owned(),
-        kind: "message".to_owned(),
-        bot: None,
-        external_id: String::new(),
-        sender: None,
-        chat_kind: None,
-        message_id: None,
-        reply_to: None,
-        language_hint: None,
-        text: text.to_owned(),
-        position: None,
-        stamp: None,
-        tier: Some(tier),
-        skipped: Vec::new(),
-        encoding: None,
-        emotion: None,
-    }
+    Turn { tier: Some(tier), ..Turn::message("eval", "eval", "", "", text, 0) }
 }
 
 fn judged(

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use opentelemetry::metrics::Meter;
-use schemas::{Codec, Stamp, Tier, Turn, turn_id};
+use schemas::{Codec, Stamp, Tier, Turn};
 use store::context::Contexts;
 use store::log::Kafka;
 use tokio_util::sync::CancellationToken;
@@ -141,26 +141,8 @@ pub async fn run_stages(
 /// A fault of ours.
 pub fn analyze(chain: &Chain, texts: &[String], tier: Tier, now: i64) -> Result<Vec<Turn>, Failure> {
     let turn = |(index, text): (usize, &String)| Turn {
-        id: turn_id("analyze", "analyze", "", &index.to_string()),
-        conversation: "analyze".to_owned(),
-        at: now,
-        received_at: now,
-        source: "analyze".to_owned(),
-        kind: "message".to_owned(),
-        bot: None,
-        external_id: index.to_string(),
-        sender: None,
-        chat_kind: None,
-        message_id: None,
-        reply_to: None,
-        language_hint: None,
-        text: text.clone(),
-        position: None,
-        stamp: None,
         tier: Some(tier),
-        skipped: Vec::new(),
-        encoding: None,
-        emotion: None,
+        ..Turn::message("analyze", "analyze", "", &index.to_string(), text, now)
     };
     let mut turns: Vec<Turn> = texts.iter().enumerate().map(turn).collect();
     chain.infer(&mut turns)?;

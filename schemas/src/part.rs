@@ -2,7 +2,43 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::turn::Tier;
+/// Which models serve a turn; recorded in every part's provenance. A string on the wire, because the set may grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "&'static str", try_from = "String")]
+pub enum Tier {
+    /// Transformer encoder.
+    Full,
+    /// N-gram and static embedding.
+    Fast,
+}
+
+impl Tier {
+    /// The word on the wire and in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Full => "full",
+            Tier::Fast => "fast",
+        }
+    }
+}
+
+impl From<Tier> for &'static str {
+    fn from(tier: Tier) -> &'static str {
+        tier.name()
+    }
+}
+
+impl TryFrom<String> for Tier {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Tier, String> {
+        match name.as_str() {
+            "full" => Ok(Tier::Full),
+            "fast" => Ok(Tier::Fast),
+            _ => Err(format!("tier `{name}` is neither `full` nor `fast`")),
+        }
+    }
+}
 
 /// Which model made a part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

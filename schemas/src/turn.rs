@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::part::{Emotion, Encoding};
+use crate::part::{Emotion, Encoding, Tier};
 
 /// One thing that was said in a conversation. Intake fills the fields up to `text`; the first processor adds
 /// `position`, `stamp` and `tier`; every stage adds its own part.
@@ -60,6 +60,42 @@ pub struct Turn {
     pub emotion: Option<Emotion>,
 }
 
+impl Turn {
+    /// A message with nothing known of it but where it was said, by whom, and the words; `at` in milliseconds since the
+    /// Unix epoch. Whoever knows more sets it.
+    pub fn message(
+        source: &str,
+        conversation: &str,
+        bot_or_sender: &str,
+        external_id: &str,
+        text: &str,
+        at: i64,
+    ) -> Turn {
+        Turn {
+            id: turn_id(source, conversation, bot_or_sender, external_id),
+            conversation: conversation.to_owned(),
+            at,
+            received_at: at,
+            source: source.to_owned(),
+            kind: "message".to_owned(),
+            bot: None,
+            external_id: external_id.to_owned(),
+            sender: None,
+            chat_kind: None,
+            message_id: None,
+            reply_to: None,
+            language_hint: None,
+            text: text.to_owned(),
+            position: None,
+            stamp: None,
+            tier: None,
+            skipped: Vec::new(),
+            encoding: None,
+            emotion: None,
+        }
+    }
+}
+
 /// Who said a turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sender {
@@ -87,44 +123,6 @@ pub struct Skipped {
     pub stage: String,
     /// Why, as a stable word such as `unsupported_language` or `empty_text`.
     pub reason: String,
-}
-
-/// Which models serve a turn; recorded in every part's provenance. A string on the wire, because the set may grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(into = "&'static str", try_from = "String")]
-pub enum Tier {
-    /// Transformer encoder.
-    Full,
-    /// N-gram and static embedding.
-    Fast,
-}
-
-impl Tier {
-    /// The word on the wire and in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Tier::Full => "full",
-            Tier::Fast => "fast",
-        }
-    }
-}
-
-impl From<Tier> for &'static str {
-    fn from(tier: Tier) -> &'static str {
-        tier.name()
-    }
-}
-
-impl TryFrom<String> for Tier {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<Tier, String> {
-        match name.as_str() {
-            "full" => Ok(Tier::Full),
-            "fast" => Ok(Tier::Fast),
-            _ => Err(format!("tier `{name}` is neither `full` nor `fast`")),
-        }
-    }
 }
 
 /// Namespace of turn ids: UUIDv5 of the DNS namespace and `turn.undertone.dev`.

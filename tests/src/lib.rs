@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker::{Broker, Config};
-use schemas::{Codec, Payload, Turn, turn_id};
+use schemas::{Codec, Payload, Turn};
 use store::log::{Admin, From, Kafka, Message, Place, Producer, ProducerLimits, Record, Tail, TopicSpec};
 use tempfile::TempDir;
 
@@ -84,28 +84,9 @@ impl Log {
 
 /// A turn of a web conversation.
 pub fn turn(conversation: &str, client_id: &str, text: &str) -> Turn {
-    let at = now();
     Turn {
-        id: turn_id("websocket", conversation, "ann", client_id),
-        conversation: conversation.to_owned(),
-        at,
-        received_at: at,
-        source: "websocket".to_owned(),
-        kind: "message".to_owned(),
-        bot: None,
-        external_id: client_id.to_owned(),
-        sender: None,
         chat_kind: Some("room".to_owned()),
-        message_id: None,
-        reply_to: None,
-        language_hint: None,
-        text: text.to_owned(),
-        position: None,
-        stamp: None,
-        tier: None,
-        skipped: Vec::new(),
-        encoding: None,
-        emotion: None,
+        ..Turn::message("websocket", conversation, "ann", client_id, text, now())
     }
 }
 

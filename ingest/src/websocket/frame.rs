@@ -5,7 +5,7 @@
 //!
 //! A frame is one object, `{"batch": […]}`, or a bare array of objects.
 
-use schemas::{Sender, TraceParent, Turn, turn_id};
+use schemas::{Sender, TraceParent, Turn};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -122,27 +122,15 @@ fn fields(id: &str, mut members: Map<String, Value>, received_at: i64, bounds: B
     let language_hint = language(string(&mut members, "language", LANGUAGE_BYTES_MAX)?)?;
     let correlation_id = string(&mut members, "correlation_id", ID_BYTES_MAX)?;
     let trace = members.get("traceparent").and_then(Value::as_str).and_then(TraceParent::parse);
+    let bare = Turn::message(WEBSOCKET, &conversation, &sender.id, id, &text, at);
     let turn = Turn {
-        id: turn_id(WEBSOCKET, &conversation, &sender.id, id),
-        conversation,
-        at,
         received_at,
-        source: WEBSOCKET.to_owned(),
-        kind: "message".to_owned(),
-        bot: None,
-        external_id: id.to_owned(),
         sender: Some(sender),
         chat_kind: Some("room".to_owned()),
         message_id: Some(id.to_owned()),
         reply_to,
         language_hint,
-        text,
-        position: None,
-        stamp: None,
-        tier: None,
-        skipped: Vec::new(),
-        encoding: None,
-        emotion: None,
+        ..bare
     };
     Ok(Said { turn, correlation_id, trace })
 }

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use schemas::slice::EmotionSlice;
-use schemas::{Codec, GoEmotions, Tier, Turn, turn_id};
+use schemas::{Codec, GoEmotions, Tier, Turn};
 use serde::Deserialize;
 
 use super::*;
@@ -67,28 +67,8 @@ fn golden() -> Vec<Golden> {
 }
 
 fn turn(number: usize, text: &str, tier: Tier) -> Turn {
-    Turn {
-        id: turn_id("websocket", "room", "ann", &number.to_string()),
-        conversation: "room".to_owned(),
-        at: 1_700_000_000_000 + number as i64 * 1000,
-        received_at: 1_700_000_000_000,
-        source: "websocket".to_owned(),
-        kind: "message".to_owned(),
-        bot: None,
-        external_id: number.to_string(),
-        sender: None,
-        chat_kind: None,
-        message_id: None,
-        reply_to: None,
-        language_hint: None,
-        text: text.to_owned(),
-        position: None,
-        stamp: None,
-        tier: Some(tier),
-        skipped: Vec::new(),
-        encoding: None,
-        emotion: None,
-    }
+    let at = 1_700_000_000_000 + number as i64 * 1000;
+    Turn { tier: Some(tier), ..Turn::message("websocket", "room", "ann", &number.to_string(), text, at) }
 }
 
 fn turns<'a>(texts: impl IntoIterator<Item = &'a str>, tier: Tier) -> Vec<Turn> {

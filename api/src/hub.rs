@@ -159,11 +159,11 @@ impl Queue {
         let mut inner = self.hub.lock();
         let id = self.id;
         // A subscriber that was cut off follows nothing: its queue ends, and its owner learns why from there.
-        if let Some(subscriber) = inner.subscribers.get_mut(&id) {
-            if !subscriber.conversations.contains(conversation) {
-                subscriber.conversations.push(conversation.clone());
-                inner.by_conversation.entry(conversation.clone()).or_default().push(id);
-            }
+        if let Some(subscriber) = inner.subscribers.get_mut(&id)
+            && !subscriber.conversations.contains(conversation)
+        {
+            subscriber.conversations.push(conversation.clone());
+            inner.by_conversation.entry(conversation.clone()).or_default().push(id);
         }
         inner.recent.get(conversation).map(|recent| recent.iter().cloned().collect()).unwrap_or_default()
     }

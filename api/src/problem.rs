@@ -90,6 +90,17 @@ impl Problem {
         )
     }
 
+    /// No stream can be opened any more, because nothing would come.
+    pub(crate) fn going_down() -> Problem {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "going_down",
+            "This process is going down",
+            "the reader of the enriched turns has ended",
+            "connect again in a moment; another process may answer",
+        )
+    }
+
     /// As many streams as the configuration allows are open.
     pub(crate) fn too_many_streams(limit: usize) -> Problem {
         Problem::new(

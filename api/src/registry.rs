@@ -70,10 +70,10 @@ async fn by_id(Path(id): Path<String>, Query(query): Query<Vec<(String, String)>
     let found = find_id(&id)?;
     // A hint for contexts of a multi-tenant registry, or a filter: a schema under another subject is not found.
     let subject = query.iter().find(|(name, _)| name == "subject").map(|(_, value)| value.as_str());
-    if let Some(subject) = subject.filter(|subject| !subject.is_empty()) {
-        if kind_of(subject)? != found.kind {
-            return Err(no_schema());
-        }
+    if let Some(subject) = subject.filter(|subject| !subject.is_empty())
+        && kind_of(subject)? != found.kind
+    {
+        return Err(no_schema());
     }
     let mut body = json!({ "schema": found.text });
     if query.iter().any(|(name, value)| name == "fetchMaxId" && value == "true") {

@@ -358,10 +358,10 @@ impl Session {
 
     fn turn(&self, live: &Live) -> Message {
         let (correlation, trace) = (live.correlation_id.as_deref(), live.traceparent.as_deref());
-        if self.embeddings == Embeddings::Show {
-            if let Ok(turn) = self.shared.codec.decode::<Turn>(&live.value) {
-                return turn_message(&view::json(&turn, Embeddings::Show), self.token(), correlation, trace);
-            }
+        if self.embeddings == Embeddings::Show
+            && let Ok(turn) = self.shared.codec.decode::<Turn>(&live.value)
+        {
+            return turn_message(&view::json(&turn, Embeddings::Show), self.token(), correlation, trace);
         }
         turn_message(&live.json, self.token(), correlation, trace)
     }

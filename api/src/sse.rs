@@ -45,7 +45,7 @@ pub(crate) async fn events(
 
     let limit = shared.config.sockets_max;
     let permit = shared.streams.clone().try_acquire_owned().map_err(|_| Problem::too_many_streams(limit))?;
-    let queue = shared.hub.subscribe().ok_or_else(|| Problem::too_many_streams(0))?;
+    let queue = shared.hub.subscribe().ok_or_else(Problem::going_down)?;
     let mut session = Session::new(shared.clone(), queue, embeddings);
     let followed = session.follow(&conversation, token.as_ref()).await.map_err(|error| match error {
         FollowError::History(error) => {
@@ -128,7 +128,7 @@ impl Reader {
             match accepted {
                 Ok(messages) => self.push(messages),
                 Err(error) => {
-                    tracing::warn!(%error, "a stream was closed");
+                    tracing::warn!(?error, "a stream was closed");
                     let fault = fault_of(&error);
                     self.complain(fault.code, &fault.message);
                 }

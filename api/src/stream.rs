@@ -197,7 +197,7 @@ async fn cut_off(socket: &mut Socket, session: &Session) -> End {
 
 /// What came cannot be shown without a hole: the token from before it brings the client back to it.
 async fn give_up(socket: &mut Socket, session: &Session, error: &FollowError) -> End {
-    tracing::warn!(%error, "a stream was closed");
+    tracing::warn!(?error, "a stream was closed");
     match socket.complain(&fault_of(error), Some(session.token())).await {
         Ok(()) => End(close_code::AGAIN, "connect again with the last token", Closed::Shutdown),
         Err(end) => end,
@@ -232,7 +232,7 @@ async fn answer(socket: &mut Socket, followed: Result<Vec<Message>, FollowError>
         Ok(messages) => socket.send_all(messages).await,
         Err(error) => {
             if matches!(error, FollowError::History(_) | FollowError::Log(_)) {
-                tracing::warn!(%error, "a conversation could not be followed");
+                tracing::warn!(?error, "a conversation could not be followed");
             }
             socket.complain(&fault_of(&error), None).await
         }

@@ -117,6 +117,7 @@ async fn note(
 }
 
 /// Seeds, printed; `UNDERTONE_TEST_SEED` repeats one.
+#[expect(clippy::print_stdout, reason = "a failure must be repeatable")]
 fn seeds() -> Vec<u64> {
     let seeds = match std::env::var("UNDERTONE_TEST_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],

@@ -1,5 +1,5 @@
-//! Measures a running broker with rdkafka: `measure BOOTSTRAP`. Prints produce-to-consume latency at 100 records a
-//! second, then throughput of 300-byte records. The figures depend on what else the machine does: run it on an idle one.
+//! Measures a running broker with rdkafka: `measure BOOTSTRAP`. Prints latency to the consumer and to the
+//! acknowledgement at 100 records a second, then throughput of 300-byte records. The figures depend on what else the machine does: run it on an idle one.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -35,10 +35,12 @@ fn main() -> Result<()> {
         assignment.add_partition_offset(&topic, partition, Offset::Beginning)?;
     }
     reader.assign(&assignment)?;
-    let mut latencies_us = latency(&bootstrap, &topic, &reader)?;
-    latencies_us.sort_unstable();
-    let at = |share: f64| latencies_us[((latencies_us.len() - 1) as f64 * share) as usize];
-    writeln!(out, "produce to consume, 100/s: p50 {} us, p99 {} us, max {} us", at(0.5), at(0.99), at(1.0))?;
+    let (consumed_us, acknowledged_us) = latency(&bootstrap, &topic, &reader)?;
+    for (what, mut latencies_us) in [("consume", consumed_us), ("acknowledgement", acknowledged_us)] {
+        latencies_us.sort_unstable();
+        let at = |share: f64| latencies_us[((latencies_us.len() - 1) as f64 * share) as usize];
+        writeln!(out, "produce to {what}, 100/s: p50 {} us, p99 {} us, max {} us", at(0.5), at(0.99), at(1.0))?;
+    }
 
     let begun = Instant::now();
     produce(&bootstrap, &topic)?;
@@ -66,9 +68,9 @@ fn now_us() -> Result<u64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64)
 }
 
-fn latency(bootstrap: &str, topic: &str, reader: &BaseConsumer) -> Result<Vec<u64>> {
+fn latency(bootstrap: &str, topic: &str, reader: &BaseConsumer) -> Result<(Vec<u64>, Vec<u64>)> {
     let producer: BaseProducer = client(bootstrap).set("acks", "all").set("linger.ms", "0").create()?;
-    let mut latencies = Vec::new();
+    let (mut consumed, mut acknowledged) = (Vec::new(), Vec::new());
     let begun = Instant::now();
     for i in 0..LATENCY_RECORDS {
         let due = begun + Duration::from_millis(10) * i as u32;
@@ -79,11 +81,18 @@ fn latency(bootstrap: &str, topic: &str, reader: &BaseConsumer) -> Result<Vec<u6
         producer.send(BaseRecord::to(topic).key(&key).payload(&value)).map_err(|(error, _)| error)?;
         let message = reader.poll(Duration::from_secs(10)).context("a record in time")??;
         let sent = message.payload().and_then(|value| value.first_chunk()).context("a time in the record")?;
-        latencies.push(now_us()? - u64::from_le_bytes(*sent));
-        producer.poll(Duration::ZERO);
+        consumed.push(now_us()? - u64::from_le_bytes(*sent));
+        // Another record, alone, until its acknowledgement.
+        let alone = Instant::now();
+        producer.send(BaseRecord::to(topic).key(&key).payload(&value)).map_err(|(error, _)| error)?;
+        while producer.in_flight_count() > 0 {
+            producer.poll(Duration::from_millis(1));
+        }
+        acknowledged.push(alone.elapsed().as_micros() as u64);
+        reader.poll(Duration::from_secs(10)).context("a record in time")??;
     }
     // The first ones open connections.
-    Ok(latencies.split_off(50))
+    Ok((consumed.split_off(50), acknowledged.split_off(50)))
 }
 
 fn produce(bootstrap: &str, topic: &str) -> Result<()> {

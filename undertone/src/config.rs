@@ -31,6 +31,8 @@ pub struct Config {
     pub kafka: Kafka,
     /// Bounds of intake.
     pub ingest: Ingest,
+    /// Bounds of the read side.
+    pub api: Api,
     /// Telegram.
     pub telegram: Telegram,
     /// The model stages.
@@ -63,6 +65,12 @@ pub struct Http {
     pub listen: SocketAddr,
     /// Whether an address that other machines reach is wanted.
     pub allow_remote: bool,
+    /// Host names, beside the loopback ones, under which clients reach the listener.
+    pub hosts_allowed: Vec<String>,
+    /// Most connections that are served at a time, without WebSockets.
+    pub connections_max: usize,
+    /// Longest time that a connection may take to bring the head of a request, in seconds.
+    pub header_read_seconds_max: u64,
 }
 
 /// `[broker]`.
@@ -123,6 +131,24 @@ pub struct Ingest {
     pub acknowledge_ms_max: u64,
     /// Intake stops below this much free disk, in bytes.
     pub disk_free_bytes_min: u64,
+    /// Most open sockets that bring turns.
+    pub sockets_max: u32,
+    /// Origins beside our own whose pages may open such sockets.
+    pub origins_allowed: Vec<String>,
+}
+
+/// `[api]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Api {
+    /// Most open streams.
+    pub streams_max: usize,
+    /// Most conversations that one WebSocket follows.
+    pub conversations_per_socket_max: usize,
+    /// Most recent turns held in memory for readers that come back.
+    pub hub_turns_max: usize,
+    /// Most bytes of them.
+    pub hub_bytes_max: usize,
 }
 
 /// `[telegram]`.
@@ -307,6 +333,13 @@ impl Config {
             ("broker", "fsync_interval_ms", self.broker.fsync_interval_ms as i64),
             ("ingest", "body_bytes_max", self.ingest.body_bytes_max as i64),
             ("ingest", "acknowledge_ms_max", self.ingest.acknowledge_ms_max as i64),
+            ("http", "connections_max", self.http.connections_max as i64),
+            ("http", "header_read_seconds_max", self.http.header_read_seconds_max as i64),
+            ("ingest", "sockets_max", i64::from(self.ingest.sockets_max)),
+            ("api", "streams_max", self.api.streams_max as i64),
+            ("api", "conversations_per_socket_max", self.api.conversations_per_socket_max as i64),
+            ("api", "hub_turns_max", self.api.hub_turns_max as i64),
+            ("api", "hub_bytes_max", self.api.hub_bytes_max as i64),
             ("processors", "batch_turns_max", self.processors.batch_turns_max as i64),
         ];
         for (section, key, value) in positive {
@@ -323,7 +356,29 @@ impl Config {
                 return conflict(format!("[{section}] {key} is empty"), "give it a name".to_owned());
             }
         }
+        self.check_names()?;
         self.check_bots()
+    }
+
+    /// A name that is written otherwise than clients send it would silently allow nobody.
+    fn check_names(&self) -> Result<(), Error> {
+        if let Some(host) = self.http.hosts_allowed.iter().find(|h| h.is_empty() || h.contains(['/', ':', '*', ' '])) {
+            return conflict(
+                format!("[http] hosts_allowed has \"{host}\", which is no host name"),
+                "give names such as undertone.example.org, without scheme, port and path".to_owned(),
+            );
+        }
+        let whole = |origin: &str| {
+            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', ' ']))
+        };
+        if let Some(origin) = self.ingest.origins_allowed.iter().find(|origin| !whole(origin)) {
+            return conflict(
+                format!("[ingest] origins_allowed has \"{origin}\", which is no origin"),
+                "give origins such as https://app.example.org, with the port if it is not the usual one".to_owned(),
+            );
+        }
+        Ok(())
     }
 
     fn check_bots(&self) -> Result<(), Error> {

@@ -12,5 +12,6 @@ pub mod lag;
 pub mod telemetry;
 pub mod topics;
 pub mod locate;
+mod temporary;
 pub mod watch;
 pub mod demo;

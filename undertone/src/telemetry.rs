@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use opentelemetry::metrics::{Meter, MeterProvider as _};
+use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{Aggregation, Instrument, InstrumentKind, SdkMeterProvider, Stream};
 use prometheus::{Registry, TextEncoder};
 use tracing_subscriber::EnvFilter;
@@ -74,7 +75,11 @@ impl Metrics {
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter().with_registry(registry.clone()).scope_info_enabled(false);
         let exporter = exporter.build().expect("a new registry takes its first collector");
-        let provider = SdkMeterProvider::builder().with_reader(exporter).with_view(latency_view).build();
+        let provider = SdkMeterProvider::builder()
+            .with_resource(Resource::builder().with_service_name("undertone").build())
+            .with_reader(exporter)
+            .with_view(latency_view)
+            .build();
         Metrics { provider, registry }
     }
 
@@ -114,6 +119,7 @@ mod tests {
         assert!(text.contains("undertone_test_total{kind=\"a\"} 3"), "{text}");
         assert!(text.contains("undertone_latency_seconds_sum 0.25"), "{text}");
         assert!(text.contains("undertone_latency_seconds_bucket{le=\"0.25\"} 1"), "{text}");
+        assert!(text.contains("service_name=\"undertone\""), "{text}");
         assert!(!other.text().unwrap().contains("undertone_test"));
     }
 }

@@ -5,6 +5,7 @@
 //! no half-alive one. [`Running::stop`] drains: what was acknowledged is in the log, what was begun is finished.
 //! [`Running::kill`], like dropping it, ends as a crash does.
 
+mod http;
 mod roles;
 mod watchdog;
 mod wiring;

@@ -2,6 +2,7 @@
 //!
 //! What survives is compared with what was sent: on the log as a committed reader sees it, and in the history over
 //! HTTP. The moments of the kills come from a seed that is printed; `UNDERTONE_TEST_SEED` repeats a run.
+#![expect(clippy::print_stdout, reason = "the seed and the moments of a run that failed must be told")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;

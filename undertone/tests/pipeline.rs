@@ -19,8 +19,13 @@ async fn started(dir: &Path) -> Running {
 }
 
 async fn get(running: &Running, path: &str) -> (u16, String) {
+    ask(running, &format!("GET {path} HTTP/1.1\r\nHost: {}", running.http())).await
+}
+
+/// Sends a request without a body: its first line, and headers; returns the code and the body.
+async fn ask(running: &Running, head: &str) -> (u16, String) {
     let mut socket = tokio::net::TcpStream::connect(running.http()).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", running.http());
+    let request = format!("{head}\r\nConnection: close\r\n\r\n");
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     tokio::time::timeout(PATIENCE, socket.read_to_string(&mut answer)).await.unwrap().unwrap();
@@ -141,4 +146,37 @@ async fn roles_spread_over_processes_on_one_log() {
     assert_eq!(turns[0]["emotion"]["labels"][0], "gratitude", "{turns:?}");
     assert!(work.stop().await.drained);
     assert!(log.stop().await.drained);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_setting_opens_page_streams_and_webhooks_behind_a_proxy() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::at(dir.path());
+    config.http.hosts_allowed = vec!["undertone.example".to_owned()];
+    let webhook_secret = "s3cret".to_owned().into();
+    config.telegram.bots.insert("helper".to_owned(), undertone::config::Bot { webhook_secret });
+    let running = up::start(config, &[]).await.unwrap_or_else(|error| panic!("start: {error:#}"));
+    let ours = "Host: undertone.example\r\nOrigin: https://undertone.example";
+    assert_eq!(ask(&running, &format!("GET / HTTP/1.1\r\n{ours}")).await.0, 200);
+    assert_eq!(ask(&running, "GET / HTTP/1.1\r\nHost: evil.example").await.0, 403);
+    let foreign = "Host: undertone.example\r\nOrigin: https://evil.example";
+    for path in ["/v1/stream", "/ingest/ws"] {
+        let upgrade = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+        let code = async |names| {
+            let mut socket = tokio::net::TcpStream::connect(running.http()).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\n{names}\r\nConnection: Upgrade\r\n{upgrade}\r\n\r\n");
+            socket.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = [0; 12];
+            tokio::time::timeout(PATIENCE, socket.read_exact(&mut answer)).await.unwrap().unwrap();
+            String::from_utf8(answer[9..].to_vec()).unwrap()
+        };
+        assert_eq!(code(ours).await, "101", "{path}");
+        assert_eq!(code(foreign).await, "403", "{path}");
+    }
+    let call = "POST /telegram/helper/webhook HTTP/1.1\r\nHost: undertone.example\r\nContent-Length: 0";
+    assert_eq!(ask(&running, call).await.0, 401);
+    // With the secret the body is looked at: it is at fault, is kept, and Telegram need not send it again.
+    let call = format!("{call}\r\nX-Telegram-Bot-Api-Secret-Token: s3cret");
+    assert_eq!(ask(&running, &call).await.0, 200);
+    assert!(running.stop().await.drained);
 }

@@ -70,7 +70,7 @@ fn absolute(path: &Path) -> String {
 
 /// Moves all state of this run to a folder that goes with the returned value.
 fn temporary(config: &mut Config) -> anyhow::Result<tempfile::TempDir> {
-    let dir = tempfile::Builder::new().prefix("undertone-").tempdir().context("make a temporary folder")?;
+    let dir = crate::temporary::folder()?;
     let Config { data, broker, .. } = config;
     dir.path().clone_into(&mut data.dir);
     broker.dir = Default::default();

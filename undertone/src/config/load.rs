@@ -63,7 +63,7 @@ pub enum Error {
         wanted: &'static str,
     },
     /// A value that its type refuses.
-    #[error("settings: {0}")]
+    #[error("settings, {0}")]
     Value(String),
     /// Two settings that do not go together, or one that is refused.
     #[error("{what}; {mend}")]
@@ -82,9 +82,21 @@ pub enum Error {
 pub fn load(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>) -> Result<Config, Error> {
     let mut table = table(file, variables)?;
     secret::read_files(&mut table)?;
-    let config: Config = table.try_into().map_err(|e: toml::de::Error| Error::Value(e.message().to_owned()))?;
+    let config: Config = table.try_into().map_err(|e: toml::de::Error| refused(&e))?;
     config.check()?;
     Ok(config)
+}
+
+/// What a type said of a value, with the key that it stands at. Secrets are texts, which no type refuses, so that none
+/// of them is repeated here.
+fn refused(error: &toml::de::Error) -> Error {
+    let said = error.to_string();
+    let key = said.rsplit_once("in `").map_or("", |(_, key)| key.trim_end().trim_end_matches('`'));
+    let mend = match error.message() {
+        "invalid socket address syntax" => "; give an IP address and a port, such as 127.0.0.1:8080",
+        _ => "",
+    };
+    Error::Value(format!("{key}: {}{mend}", error.message()))
 }
 
 /// As [`load`], before secrets are read from their files and values are checked: what `config print` shows.

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use axum::serve::ListenerExt as _;
 use broker::Broker;
 use ingest::Ingest;
 use schemas::Codec;
@@ -19,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::http::{self, Limits};
 use super::wiring::{Given, kafka};
 use crate::admin;
 use crate::config::{Config, Fsync};
@@ -143,7 +143,7 @@ pub(super) async fn start(
     let meter = metrics.meter();
     let (listeners, listeners_done) = (CancellationToken::new(), Tasks::default());
     let admin = admin::Admin::new(health.clone(), metrics);
-    let http = listen(&config, &admin, &failed, &listeners, &listeners_done).await?;
+    let http = listen(&config, &admin, &listeners, &listeners_done).await?;
     let broker = match roles.contains(&Role::Broker) {
         true => Some(start_broker(&config).await?),
         false => None,
@@ -244,7 +244,6 @@ fn prepare_folder(dir: &Path) -> anyhow::Result<()> {
 async fn listen(
     config: &Config,
     admin: &admin::Admin,
-    failed: &mpsc::Sender<Failed>,
     listeners: &CancellationToken,
     done: &Tasks,
 ) -> anyhow::Result<SocketAddr> {
@@ -252,17 +251,13 @@ async fn listen(
     let bound = TcpListener::bind(listen).await;
     let bound =
         bound.with_context(|| format!("listen on {listen}; free it, or set [http] listen (port 0: any free one)"))?;
-    let http = bound.local_addr().context("ask for the address of the listener")?;
-    // A turn is one small frame: waiting for more to send would only delay it.
-    let bound = bound.tap_io(|socket| drop(socket.set_nodelay(true)));
-    let serving = axum::serve(bound, admin.router()).with_graceful_shutdown(listeners.clone().cancelled_owned());
-    let failed = failed.clone();
-    done.spawn(async move {
-        if let Err(error) = serving.await {
-            let _ = failed.try_send(Failed { role: "http", reason: format!("serve HTTP: {error}") });
-        }
-    });
-    Ok(http)
+    let address = bound.local_addr().context("ask for the address of the listener")?;
+    let limits = Limits {
+        connections_max: config.http.connections_max,
+        header_read_within: Duration::from_secs(config.http.header_read_seconds_max),
+    };
+    done.spawn(http::serve(bound, admin.router(), limits, listeners.clone()));
+    Ok(address)
 }
 
 async fn start_broker(config: &Config) -> anyhow::Result<Broker> {

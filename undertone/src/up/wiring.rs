@@ -184,7 +184,7 @@ impl Given {
             return Ok(None);
         }
         let (codec, stop) = (Arc::clone(&self.codec), self.listeners.clone());
-        let api = Api::start(api::Config::default(), &self.kafka, history, codec, &self.meter, stop.clone());
+        let api = Api::start(self.api_settings(), &self.kafka, history, codec, &self.meter, stop.clone());
         let api = api.await.context("start the read side")?;
         self.health.set(Role::Api.name(), State::Ready);
         let (router, failed) = (api.router(), self.failed.clone());
@@ -197,6 +197,18 @@ impl Given {
             }
         });
         Ok(Some(router))
+    }
+
+    fn api_settings(&self) -> api::Config {
+        let config = &self.config.api;
+        api::Config {
+            sockets_max: config.streams_max,
+            conversations_per_socket_max: config.conversations_per_socket_max,
+            hub_turns_max: config.hub_turns_max,
+            hub_bytes_max: config.hub_bytes_max,
+            hosts_allowed: self.config.http.hosts_allowed.clone(),
+            ..api::Config::default()
+        }
     }
 
     pub(super) fn start_ingest(&self) -> anyhow::Result<Option<Ingest>> {
@@ -213,6 +225,11 @@ impl Given {
             acknowledge_within: Duration::from_millis(config.ingest.acknowledge_ms_max),
             disk_free_bytes_min: config.ingest.disk_free_bytes_min,
             data_dir: config.is_embedded().then(|| config.broker_dir()),
+            origins_allowed: config.ingest.origins_allowed.clone(),
+            websocket: ingest::WebSocketLimits {
+                sockets_max: config.ingest.sockets_max,
+                ..ingest::WebSocketLimits::default()
+            },
             ..ingest::Config::default()
         };
         let producer = Producer::connect(&self.kafka, &ProducerLimits::default()).context("connect the intake")?;

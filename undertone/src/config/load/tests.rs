@@ -146,3 +146,30 @@ fn embedded_contexts_with_an_outside_kafka_need_a_word() {
     let only = ("UNDERTONE__CONTEXT__ONLY_MACHINE".to_owned(), "true".to_owned());
     load(None, [bootstrap, only]).unwrap().check_only_machine().unwrap();
 }
+
+#[test]
+fn value_that_its_type_refuses_is_named_by_its_key() {
+    for (name, value, expected) in [
+        ("HTTP__LISTEN", "localhost:8080", ["http.listen", "127.0.0.1:8080"]),
+        ("PROCESSORS__TIER", "slow", ["processors.tier", "`full`"]),
+        ("HTTP__CONNECTIONS_MAX", "-1", ["http.connections_max", ""]),
+    ] {
+        let said = with_variable(&format!("UNDERTONE__{name}"), value).unwrap_err().to_string();
+        assert!(expected.iter().all(|part| said.contains(part)), "{said}");
+    }
+}
+
+#[test]
+fn names_of_hosts_and_origins_are_lists_that_are_checked() {
+    let hosts = with_variable("UNDERTONE__HTTP__HOSTS_ALLOWED", "undertone.example.org, undertone").unwrap();
+    assert_eq!(hosts.http.hosts_allowed, ["undertone.example.org", "undertone"]);
+    for (name, value) in [
+        ("HTTP__HOSTS_ALLOWED", "https://undertone.example.org"),
+        ("HTTP__HOSTS_ALLOWED", "undertone:443"),
+        ("INGEST__ORIGINS_ALLOWED", "app.example.org"),
+        ("INGEST__ORIGINS_ALLOWED", "https://app.example.org/"),
+    ] {
+        let refused = with_variable(&format!("UNDERTONE__{name}"), value);
+        assert!(matches!(refused, Err(Error::Conflict { .. })), "{value}");
+    }
+}

@@ -10,7 +10,7 @@ LIBRARY := .cache/onnxruntime/libonnxruntime.so
 PROGRAM := $(CARGO_TARGET_DIR)/release/undertone
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo build test check bench models
+.PHONY: help up demo build test check bench eval models
 
 help: ## Print this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ check: $(LIBRARY) ## Format, lints and documentation, as CI checks them.
 
 bench: $(LIBRARY) ## Run the micro-benchmarks.
 	$(CARGO) bench --locked -p benchmarks
+
+eval: build ## Score the models on labelled texts: make eval DATA=dev.jsonl
+	$(PROGRAM) eval emotion --data "$(DATA)"
 
 models: ## Train and export the models anew: make models DATA_DIR=…
 	$(MAKE) -C models DATA_DIR="$(abspath $(DATA_DIR))"

@@ -8,6 +8,9 @@ use uuid::Uuid;
 /// Longest conversation id in bytes.
 pub const CONVERSATION_BYTES_MAX: usize = 512;
 
+/// The end of the year 9999, in milliseconds since the Unix epoch.
+const TIME_MS_MAX: i64 = 253_402_300_799_999;
+
 /// Where an admitted turn came from, and what travels beside it.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -49,7 +52,7 @@ pub fn admit(codec: &Codec, first: bool, message: &Message) -> Result<(Turn, Pla
         detail: error.to_string(),
     })?;
     let place = Stamp { partition: message.partition, offset: message.offset };
-    let stamp = if first { check(&turn, message).map(|()| place)? } else { stamped(&turn)? };
+    let stamp = if first { check(&turn, message).map(|()| place)? } else { stamped(&turn, message.partition)? };
     let header = |name: &str| {
         let value = message.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_slice());
         value.and_then(|value| std::str::from_utf8(value).ok())
@@ -68,6 +71,9 @@ fn check(turn: &Turn, message: &Message) -> Result<(), Refused> {
     if message.key.as_deref() != Some(turn.conversation.as_bytes()) {
         return invalid("the record's key must be the turn's conversation, or its order is lost".to_owned());
     }
+    if [turn.at, turn.received_at].iter().any(|ms| !(0..=TIME_MS_MAX).contains(ms)) {
+        return invalid("at and received_at are milliseconds since 1970, up to the year 9999".to_owned());
+    }
     if turn.text.len() > TEXT_BYTES_MAX {
         let detail = format!("text of {} bytes; at most {TEXT_BYTES_MAX} are taken: shorten it", turn.text.len());
         return Err(Refused { reason: Reason::Oversized, detail });
@@ -75,9 +81,9 @@ fn check(turn: &Turn, message: &Message) -> Result<(), Refused> {
     Ok(())
 }
 
-fn stamped(turn: &Turn) -> Result<Stamp, Refused> {
+fn stamped(turn: &Turn, partition: i32) -> Result<Stamp, Refused> {
     match (turn.stamp, turn.position, turn.tier) {
-        (Some(stamp), Some(_), Some(_)) => Ok(stamp),
+        (Some(stamp), Some(_), Some(_)) if stamp.partition == partition => Ok(stamp),
         _ => Err(Refused {
             reason: Reason::Invalid,
             detail: "a turn between two chains must have passed the first one: write to turns.received".to_owned(),

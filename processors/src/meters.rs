@@ -1,7 +1,7 @@
 //! What the runner counts. Labels come from closed sets; nothing is emitted by id.
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
+use opentelemetry::metrics::{Counter, Histogram, Meter};
 use schemas::{Reason, Tier, Turn};
 use store::log::Record;
 
@@ -13,7 +13,6 @@ pub(crate) struct Meters {
     batch: Histogram<u64>,
     work: Histogram<f64>,
     latency: Histogram<f64>,
-    lag: Gauge<f64>,
 }
 
 impl Meters {
@@ -42,18 +41,12 @@ impl Meters {
                 .build(),
             work: seconds("undertone.processors.batch.duration", "From the first look at a batch to its commit."),
             latency: seconds("undertone.processors.latency", "From intake to the commit of the enriched turn."),
-            lag: meter
-                .f64_gauge("undertone.processors.lag")
-                .with_unit("s")
-                .with_description("How long the oldest turn of the last batch had waited.")
-                .build(),
         }
     }
 
-    pub(crate) fn enriched(&self, turn: &Turn, now: i64) {
+    pub(crate) fn enriched(&self, turn: &Turn) {
         let tier = turn.tier.map_or("none", Tier::name);
         self.turns.add(1, &[KeyValue::new("outcome", "enriched"), KeyValue::new("tier", tier)]);
-        self.lag.record((now - turn.received_at).max(0) as f64 / 1000.0, &[]);
     }
 
     pub(crate) fn repeated(&self) {

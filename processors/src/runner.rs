@@ -159,9 +159,9 @@ impl Runner {
         let mut last_tier = Tier::Full;
         let mut aborts = 0;
         while !self.shutdown.is_cancelled() {
-            let messages = match self.collect(&mut transactor, &owned)? {
-                Collected::Nothing => continue,
-                Collected::Batch(messages) => messages,
+            let worked = match self.collect(&mut transactor, &owned)? {
+                Collected::Nothing => self.pass_marks(&mut transactor, &mut owned),
+                Collected::Batch(messages) => self.work(&mut transactor, &mut owned, messages, &mut last_tier),
                 Collected::Revoked => {
                     self.leave(&mut owned)?;
                     self.status.set("waiting for partitions");
@@ -173,8 +173,9 @@ impl Runner {
                     continue;
                 }
             };
-            match self.work(&mut transactor, &mut owned, messages, &mut last_tier) {
-                Ok(()) => aborts = 0,
+            match worked {
+                Ok(Worked::Nothing) => {}
+                Ok(Worked::Committed) => aborts = 0,
                 Err(Interrupted::Failed(error)) => {
                     // Best effort: what stopped the role is worth more than what else goes wrong now.
                     let _ = self.leave(&mut owned);
@@ -188,12 +189,11 @@ impl Runner {
                         return Err(RunError::Aborts(aborts, cause));
                     }
                     std::thread::sleep((RETRY_WAITS.0 * aborts).min(RETRY_WAITS.1));
-                    let starts = owned.iter().map(|(partition, owned)| (*partition, owned.next)).collect();
-                    if let Err(error) = transactor.rewind(&starts) {
-                        // The partitions are gone, or going: the next poll tells, and whoever gets them reads again.
-                        tracing::debug!(error = %error, "cannot go back");
-                        self.leave(&mut owned)?;
-                    }
+                    // Taken over again, from the committed offsets and under new epochs. If they are no longer ours,
+                    // the group refuses the next commit, and the next poll says who they went to.
+                    let partitions: Vec<i32> = owned.keys().copied().collect();
+                    self.leave(&mut owned)?;
+                    self.take(&mut transactor, &partitions, &mut owned)?;
                 }
             }
         }
@@ -321,7 +321,7 @@ impl Runner {
         owned: &mut BTreeMap<i32, Owned>,
         messages: Vec<Message>,
         last_tier: &mut Tier,
-    ) -> Result<(), Interrupted> {
+    ) -> Result<Worked, Interrupted> {
         let started = now();
         let oldest = messages.iter().map(|message| message.timestamp).min().unwrap_or(started);
         *last_tier = self.tier.choose(*last_tier, started - oldest);
@@ -346,17 +346,46 @@ impl Runner {
             work.entry(place.partition).or_default().push((turn, place));
         }
         for (partition, work) in work {
-            let Some(owner) = owned.get(&partition) else {
-                return Err(Interrupted::Dropped("a partition was taken away".to_owned()));
-            };
             let writes = self.fold(partition, work, &mut records, started)?;
-            let (chain, watermark) = (self.chain.name().to_owned(), next[&partition]);
-            let batch = Batch { chain, partition, epoch: owner.epoch, watermark, writes };
-            self.wait(self.contexts.save(batch)).map_err(RunError::from)?;
+            self.save(owned, partition, next[&partition], writes)?;
         }
         transactor.commit(&records, &next)?;
         self.meters.committed(&records, started, now());
         self.advance(owned, &next)
+    }
+
+    /// When there is nothing to read: what stands between the last batch and here are marks of transactions. To commit
+    /// behind them lets the lag fall to nothing, and ends the care after a crash.
+    fn pass_marks(&self, transactor: &mut Transactor, owned: &mut BTreeMap<i32, Owned>) -> Result<Worked, Interrupted> {
+        let mut next = transactor.positions().map_err(RunError::from)?;
+        next.retain(|partition, position| owned.get(partition).is_some_and(|owner| owner.next < *position));
+        if next.is_empty() {
+            return Ok(Worked::Nothing);
+        }
+        for (partition, position) in &next {
+            self.save(owned, *partition, *position, Vec::new())?;
+        }
+        transactor.commit(&[], &next)?;
+        self.advance(owned, &next)
+    }
+
+    /// Writes slices and watermark. A turn that runs alone has now done the work that could kill, and did not.
+    fn save(
+        &self,
+        owned: &BTreeMap<i32, Owned>,
+        partition: i32,
+        watermark: i64,
+        writes: Vec<Write>,
+    ) -> Result<(), Interrupted> {
+        let Some(owner) = owned.get(&partition) else {
+            return Err(Interrupted::Dropped("a partition was taken away".to_owned()));
+        };
+        let batch = Batch { chain: self.chain.name().to_owned(), partition, epoch: owner.epoch, watermark, writes };
+        self.wait(self.contexts.save(batch)).map_err(RunError::from)?;
+        if owner.is_careful() && owner.attempt.is_some() {
+            self.note(partition, owner, owner.attempt)?;
+        }
+        Ok(())
     }
 
     /// Reads a message; the first chain also gives the turn its tier.
@@ -438,7 +467,7 @@ impl Runner {
             match self.chain.fold(conversation, &mut turn, place.stamp)? {
                 Folded::Repeated => self.meters.repeated(),
                 Folded::Enriched => {
-                    self.meters.enriched(&turn, now);
+                    self.meters.enriched(&turn);
                     records.push(place.record(&self.codec, &turn, &self.plan.output, self.chain.name(), now)?);
                 }
             }
@@ -451,7 +480,7 @@ impl Runner {
     }
 
     /// After a commit: the next batch starts behind this one, and a turn that was tried alone did no harm.
-    fn advance(&self, owned: &mut BTreeMap<i32, Owned>, next: &BTreeMap<i32, i64>) -> Result<(), Interrupted> {
+    fn advance(&self, owned: &mut BTreeMap<i32, Owned>, next: &BTreeMap<i32, i64>) -> Result<Worked, Interrupted> {
         for (partition, offset) in next {
             let Some(owner) = owned.get_mut(partition) else { continue };
             owner.next = *offset;
@@ -459,7 +488,7 @@ impl Runner {
                 self.note(*partition, owner, Some(Attempt { offset: *offset, count: 0 }))?;
             }
         }
-        Ok(())
+        Ok(Worked::Committed)
     }
 
     /// Waits for a store.
@@ -474,6 +503,12 @@ enum Collected {
     Batch(Vec<Message>),
     Revoked,
     Assigned(Vec<i32>),
+}
+
+/// What a round of work did.
+enum Worked {
+    Nothing,
+    Committed,
 }
 
 /// Why a batch did not get through.

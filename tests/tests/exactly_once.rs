@@ -1,6 +1,7 @@
 //! The runner on a real log: turns are folded once, in order, whatever interrupts it. The stage counts what it folds, so
 //! that a turn that is folded twice or lost shows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use schemas::slice::EmotionSlice;
 use schemas::topic::{REJECTS, TURNS_ENRICHED};
 use schemas::{Reject, Skipped, Tier, Turn};
 use store::context::{Attempt, Contexts};
+use store::log::Admin;
 use tests::{Log, PATIENCE, turn};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -212,6 +214,59 @@ async fn a_cut_chain_gives_the_same_turns_as_a_fused_one() {
     assert_in_order(&enriched, "b", 30);
     head.stop().await.unwrap();
     tail.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_chain_commits_behind_the_marks_of_transactions_and_care_ends_there() {
+    let log = Log::start(2, &["one"]).await;
+    let contexts = Contexts::in_memory().await.unwrap();
+    let fail = Arc::default();
+    let head = Role::start_as(&log, &contexts, &["one"], &fail, "head");
+    for n in 0..10 {
+        log.say(&turn("a", &n.to_string(), "hello")).await;
+    }
+    let between = schemas::topic::turns_after("one");
+    log.read::<Turn>(&between, 10).await;
+    head.stop().await.unwrap();
+    // As a process leaves it that was killed with nothing in work.
+    for partition in 0..2 {
+        let assigned = contexts.assign("two", partition).await.unwrap();
+        contexts.note_attempt("two", partition, assigned.epoch, Some(Attempt { offset: 0, count: 0 })).await.unwrap();
+    }
+    let tail = Role::start_as(&log, &contexts, &["two"], &fail, "tail");
+    log.read::<Turn>(TURNS_ENRICHED, 10).await;
+    let admin = Admin::connect(&log.kafka).unwrap();
+    let ends: BTreeMap<i32, i64> = admin
+        .offsets(&between)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|(p, (_, high))| (p, high))
+        .filter(|(_, h)| *h > 0)
+        .collect();
+    let caught_up = async {
+        while admin.committed(&processors::group(GROUP, "two"), &between).await.unwrap() != ends {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, caught_up).await.expect("the group commits up to the end of the topic");
+    tail.stop().await.unwrap();
+    let left = contexts.watermarks().await.unwrap();
+    assert!(left.iter().all(|watermark| watermark.attempt.is_none()), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_whose_epoch_was_taken_takes_a_new_one_if_the_partition_is_still_its_own() {
+    let log = Log::start(1, &[]).await;
+    let contexts = Contexts::in_memory().await.unwrap();
+    let role = Role::start(&log, &contexts, &[], &Arc::default());
+    log.say(&turn("a", "1", "hello")).await;
+    log.read::<Turn>(TURNS_ENRICHED, 1).await;
+    contexts.assign("one", 0).await.unwrap();
+    log.say(&turn("a", "2", "hello")).await;
+    let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 2).await.into_iter().map(|(_, turn)| turn).collect();
+    assert_in_order(&enriched, "a", 2);
+    role.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,6 +19,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 const NAMED_BY: &[(&str, &[&str])] = &[
     ("rdkafka", &["store"]),
     ("rusqlite", &["store"]),
+    ("sqlx", &["store"]),
     ("scylla", &["store"]),
     ("redis", &["store"]),
     ("ort", &["processors"]),
@@ -42,11 +43,18 @@ fn members() -> Vec<String> {
     members.iter().map(|member| member.as_str().expect("a member is a path").to_owned()).collect()
 }
 
-/// Names of a manifest's normal and build dependencies, also those of targets.
+/// The package behind a dependency, also where it was given another name here or in the workspace.
+fn package(name: &str, value: &toml::Value) -> String {
+    let renamed = |value: &toml::Value| value.get("package").and_then(toml::Value::as_str).map(str::to_owned);
+    let shared = &manifest("")["workspace"]["dependencies"];
+    renamed(value).or_else(|| shared.get(name).and_then(renamed)).unwrap_or_else(|| name.to_owned())
+}
+
+/// Packages of a manifest's normal and build dependencies, also those of targets.
 fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
     let of = |table: &toml::Table| -> Vec<String> {
-        let names = ["dependencies", "build-dependencies"].iter().filter_map(|key| table.get(*key)?.as_table());
-        names.flat_map(|names| names.keys().cloned()).collect()
+        let tables = ["dependencies", "build-dependencies"].iter().filter_map(|key| table.get(*key)?.as_table());
+        tables.flatten().map(|(name, value)| package(name, value)).collect()
     };
     let targets = manifest.get("target").and_then(toml::Value::as_table);
     let nested = targets.into_iter().flat_map(|t| t.values()).filter_map(toml::Value::as_table).flat_map(of);
@@ -82,6 +90,12 @@ fn one_crate_names_each_outside_system() {
             assert!(!named || named_by.contains(&room.as_str()), "{room} names {system}; only {named_by:?} may");
         }
     }
+}
+
+#[test]
+fn another_name_does_not_hide_a_dependency() {
+    let table: toml::Table = r#"dependencies.kafka = { package = "rdkafka", version = "0" }"#.parse().unwrap();
+    assert_eq!(dependencies(&table), BTreeSet::from(["rdkafka".to_owned()]));
 }
 
 #[test]

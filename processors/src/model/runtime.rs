@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use ort::environment::Environment;
 use ort::session::Session;
@@ -73,6 +73,8 @@ fn failure(path: &Path, problem: &str) -> Failure {
 #[derive(Debug)]
 pub struct Sessions {
     shared: Arc<Shared>,
+    /// Makes the other sessions; waited for at the end, because a process that exits under it reports an error.
+    others: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -86,6 +88,8 @@ struct State {
     free: Vec<Session>,
     /// Sessions that exist, free or in use.
     made: usize,
+    /// Nobody wants further ones.
+    closing: bool,
 }
 
 impl Sessions {
@@ -106,13 +110,11 @@ impl Sessions {
                 return Err(family.failure(file, format!("its {what} are {found:?}, its card says {expected:?}")));
             }
         }
-        let state = Mutex::new(State { free: vec![first], made: 1 });
+        let state = Mutex::new(State { free: vec![first], made: 1, closing: false });
         let shared = Arc::new(Shared { state, returned: Condvar::new() });
-        if count > 1 {
-            let shared = Arc::downgrade(&shared);
-            thread::spawn(move || make_others(&runtime, &graph, count, &shared));
-        }
-        Ok(Sessions { shared })
+        let weak = Arc::downgrade(&shared);
+        let others = (count > 1).then(|| thread::spawn(move || make_others(&runtime, &graph, count, &weak)));
+        Ok(Sessions { shared, others })
     }
 
     /// How many sessions exist by now.
@@ -136,10 +138,18 @@ impl Sessions {
     }
 }
 
+impl Drop for Sessions {
+    fn drop(&mut self) {
+        locked(&self.shared.state).closing = true;
+        // A panic there was told by the panic hook.
+        let _ = self.others.take().map(JoinHandle::join);
+    }
+}
+
 /// Makes sessions until there are `count`, or nobody wants them any more.
 fn make_others(runtime: &Runtime, graph: &[u8], count: usize, shared: &Weak<Shared>) {
     for _ in 1..count {
-        if shared.strong_count() == 0 {
+        if shared.upgrade().is_none_or(|shared| locked(&shared.state).closing) {
             return;
         }
         let session = match runtime.session(graph) {

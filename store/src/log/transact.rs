@@ -203,13 +203,17 @@ impl Transactor {
         self.consumer.assign(&list).map_err(of)
     }
 
-    /// Goes back to these offsets, after an abort.
+    /// The offsets of the next messages, where messages or the marks of transactions have been passed.
     ///
     /// # Errors
-    /// A partition is no longer this member's: poll again.
-    pub fn rewind(&mut self, starts: &BTreeMap<i32, i64>) -> Result<(), LogError> {
-        let sought = self.consumer.seek_partitions(self.offsets(starts)?, CALL_TIMEOUT).map_err(of)?;
-        sought.elements().iter().try_for_each(|element| element.error().map_err(of))
+    /// The client failed.
+    pub fn positions(&self) -> Result<BTreeMap<i32, i64>, LogError> {
+        let list = self.consumer.position().map_err(of)?;
+        let known = list.elements().into_iter().filter_map(|element| match element.offset() {
+            Offset::Offset(offset) => Some((element.partition(), offset)),
+            _ => None,
+        });
+        Ok(known.collect())
     }
 
     /// Writes the records, and `next` as the group's offsets, in one transaction.

@@ -11,23 +11,28 @@
 //!
 //! It blocks, so it lives on a thread of its own; the stores are asynchronous and are waited for.
 
-use std::collections::{BTreeMap, HashMap};
+mod error;
+mod work;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use schemas::{Codec, EncodeError, Reason, Skipped, Tier, Turn};
-use store::context::{Attempt, Batch, ContextError, Contexts, Epoch, Version, Write};
-use store::log::transact::{CommitError, Event, Settings, Transactor};
-use store::log::{Kafka, LogError, Message, Record};
+use schemas::{Codec, Tier};
+use store::context::{Attempt, ContextError, Contexts, Epoch};
+use store::log::transact::{Event, Settings, Transactor};
+use store::log::{Kafka, LogError, Message};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::{Place, Refused, TierPolicy, admit, rejection};
-use crate::chain::{Chain, Conversation, Folded};
+use self::error::Interrupted;
+pub use self::error::RunError;
+use self::work::Worked;
+use crate::batch::TierPolicy;
+use crate::chain::Chain;
 use crate::meters::Meters;
-use crate::plan::{Plan, PlanError};
-use crate::stage::Failure;
-use crate::standing::{StandingError, start};
+use crate::plan::Plan;
+use crate::standing::start;
 use crate::status::Status;
 
 /// A turn that was alone in work this many times when the process died is taken for the killer.
@@ -71,50 +76,6 @@ impl Default for Limits {
             start_wait_max: Duration::from_secs(60),
         }
     }
-}
-
-/// Why the role ended.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The log.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// The contexts.
-    #[error(transparent)]
-    Context(#[from] ContextError),
-    /// A stage.
-    #[error(transparent)]
-    Stage(#[from] Failure),
-    /// The log and the contexts do not belong together.
-    #[error(transparent)]
-    Standing(#[from] StandingError),
-    /// A record does not fit its schema.
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-    /// The same batch was aborted again and again.
-    #[error("{0} transactions in a row were aborted, the last with: {1}; see to the brokers, then start again")]
-    Aborts(u32, String),
-    /// The stages do not make a chain.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The operating system gave no thread.
-    #[error("start the processors' thread: {0}")]
-    Thread(std::io::Error),
-    /// A bug.
-    #[error("the processors' thread panicked: report it with the lines above")]
-    Panicked,
-    /// A message between two chains is at fault.
-    #[error("{topic} partition {partition} offset {offset}: {detail}")]
-    Between {
-        /// The topic.
-        topic: String,
-        /// The partition.
-        partition: i32,
-        /// The offset.
-        offset: i64,
-        /// What is wrong.
-        detail: String,
-    },
 }
 
 /// A partition that this process owns.
@@ -314,183 +275,6 @@ impl Runner {
         Ok(self.wait(self.contexts.note_attempt(self.chain.name(), partition, owner.epoch, attempt))?)
     }
 
-    /// One batch, from messages to a committed transaction.
-    fn work(
-        &self,
-        transactor: &mut Transactor,
-        owned: &mut BTreeMap<i32, Owned>,
-        messages: Vec<Message>,
-        last_tier: &mut Tier,
-    ) -> Result<Worked, Interrupted> {
-        let started = now();
-        let oldest = messages.iter().map(|message| message.timestamp).min().unwrap_or(started);
-        *last_tier = self.tier.choose(*last_tier, started - oldest);
-        let mut next: BTreeMap<i32, i64> = BTreeMap::new();
-        let mut records = Vec::with_capacity(messages.len());
-        let (mut turns, mut places) = (Vec::with_capacity(messages.len()), Vec::with_capacity(messages.len()));
-        for message in messages {
-            next.insert(message.partition, message.offset + 1);
-            let kills = self.alone_in_work(owned, &message)?;
-            match self.admit(&message, kills, *last_tier) {
-                Ok((turn, place)) if kills >= KILLS_MAX => records.push(self.pass_on(turn, &place, started)?),
-                Ok((turn, place)) => {
-                    turns.push(turn);
-                    places.push(place);
-                }
-                Err(refused) => records.push(self.reject(&refused, message, started)?),
-            }
-        }
-        self.chain.infer(&mut turns).map_err(RunError::from)?;
-        let mut work: BTreeMap<i32, Vec<(Turn, Place)>> = next.keys().map(|p| (*p, Vec::new())).collect();
-        for (turn, place) in turns.into_iter().zip(places) {
-            work.entry(place.partition).or_default().push((turn, place));
-        }
-        for (partition, work) in work {
-            let writes = self.fold(partition, work, &mut records, started)?;
-            self.save(owned, partition, next[&partition], writes)?;
-        }
-        transactor.commit(&records, &next)?;
-        self.meters.committed(&records, started, now());
-        self.advance(owned, &next)
-    }
-
-    /// When there is nothing to read: what stands between the last batch and here are marks of transactions. To commit
-    /// behind them lets the lag fall to nothing, and ends the care after a crash.
-    fn pass_marks(&self, transactor: &mut Transactor, owned: &mut BTreeMap<i32, Owned>) -> Result<Worked, Interrupted> {
-        let mut next = transactor.positions().map_err(RunError::from)?;
-        next.retain(|partition, position| owned.get(partition).is_some_and(|owner| owner.next < *position));
-        if next.is_empty() {
-            return Ok(Worked::Nothing);
-        }
-        for (partition, position) in &next {
-            self.save(owned, *partition, *position, Vec::new())?;
-        }
-        transactor.commit(&[], &next)?;
-        self.advance(owned, &next)
-    }
-
-    /// Writes slices and watermark. A turn that runs alone has now done the work that could kill, and did not.
-    fn save(
-        &self,
-        owned: &BTreeMap<i32, Owned>,
-        partition: i32,
-        watermark: i64,
-        writes: Vec<Write>,
-    ) -> Result<(), Interrupted> {
-        let Some(owner) = owned.get(&partition) else {
-            return Err(Interrupted::Dropped("a partition was taken away".to_owned()));
-        };
-        let batch = Batch { chain: self.chain.name().to_owned(), partition, epoch: owner.epoch, watermark, writes };
-        self.wait(self.contexts.save(batch)).map_err(RunError::from)?;
-        if owner.is_careful() && owner.attempt.is_some() {
-            self.note(partition, owner, owner.attempt)?;
-        }
-        Ok(())
-    }
-
-    /// Reads a message; the first chain also gives the turn its tier.
-    fn admit(&self, message: &Message, kills: u32, tier: Tier) -> Result<(Turn, Place), Refused> {
-        let (mut turn, place) = admit(&self.codec, self.chain.is_first(), message)?;
-        if !self.chain.is_first() {
-            return Ok((turn, place));
-        }
-        if kills >= KILLS_MAX {
-            let detail = format!("the process died {kills} times with this turn alone in work: report it");
-            return Err(Refused { reason: Reason::Killer, detail });
-        }
-        turn.tier = Some(tier);
-        Ok((turn, place))
-    }
-
-    /// Before a turn runs alone after a crash: how often the process died with it, and a note that it is tried again.
-    fn alone_in_work(&self, owned: &mut BTreeMap<i32, Owned>, message: &Message) -> Result<u32, RunError> {
-        let Some(owner) = owned.get_mut(&message.partition).filter(|owner| owner.is_careful()) else { return Ok(0) };
-        let died = owner.attempt.filter(|attempt| attempt.offset == message.offset).map_or(0, |attempt| attempt.count);
-        owner.attempt = Some(Attempt { offset: message.offset, count: died });
-        if died < KILLS_MAX {
-            self.note(message.partition, owner, Some(Attempt { offset: message.offset, count: died + 1 }))?;
-        }
-        Ok(died)
-    }
-
-    /// A turn that kills this chain, which is not the first: it goes on without the parts of this chain.
-    fn pass_on(&self, mut turn: Turn, place: &Place, now: i64) -> Result<Record, RunError> {
-        for stage in self.chain.stages() {
-            turn.skipped.push(Skipped { stage: stage.to_owned(), reason: Reason::Killer.name().to_owned() });
-        }
-        Ok(place.record(&self.codec, &turn, &self.plan.output, self.chain.name(), now)?)
-    }
-
-    /// A message at fault. Only the first processor rejects: between two chains it is a fault of ours.
-    fn reject(&self, refused: &Refused, message: Message, now: i64) -> Result<Record, RunError> {
-        if !self.chain.is_first() {
-            let Message { topic, partition, offset, .. } = message;
-            let detail = refused.detail.clone();
-            return Err(RunError::Between { topic: topic.to_string(), partition, offset, detail });
-        }
-        self.meters.rejected(refused.reason);
-        tracing::warn!(
-            partition = message.partition,
-            offset = message.offset,
-            reason = refused.reason.name(),
-            "message rejected"
-        );
-        Ok(rejection(&self.codec, refused, message, now)?)
-    }
-
-    /// Folds the turns of a partition, in order, and appends what they became to `records`. Returns the slices to
-    /// write.
-    fn fold(
-        &self,
-        partition: i32,
-        work: Vec<(Turn, Place)>,
-        records: &mut Vec<Record>,
-        now: i64,
-    ) -> Result<Vec<Write>, RunError> {
-        let Some(below) = work.first().map(|(_, place)| place.stamp.offset) else { return Ok(Vec::new()) };
-        let mut names: Vec<String> = work.iter().map(|(turn, _)| turn.conversation.clone()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let slices = self.chain.slices();
-        let mut versions = self.wait(self.contexts.load(partition, below, &slices, &names))?;
-        let mut open: HashMap<String, Conversation> = HashMap::with_capacity(names.len());
-        for name in names {
-            let version = |slice: &&'static str| {
-                versions.remove(&(name.clone(), (*slice).to_owned())).map(|version| (*slice, version))
-            };
-            let base: HashMap<&'static str, Version> = slices.iter().filter_map(version).collect();
-            let conversation = self.chain.open(&name, base)?;
-            open.insert(name, conversation);
-        }
-        for (mut turn, place) in work {
-            let conversation = open.get_mut(&turn.conversation).expect("opened above for every turn of the batch");
-            match self.chain.fold(conversation, &mut turn, place.stamp)? {
-                Folded::Repeated => self.meters.repeated(),
-                Folded::Enriched => {
-                    self.meters.enriched(&turn);
-                    records.push(place.record(&self.codec, &turn, &self.plan.output, self.chain.name(), now)?);
-                }
-            }
-        }
-        let mut writes = Vec::with_capacity(open.len() * slices.len());
-        for conversation in open.into_values() {
-            writes.extend(self.chain.close(conversation)?);
-        }
-        Ok(writes)
-    }
-
-    /// After a commit: the next batch starts behind this one, and a turn that was tried alone did no harm.
-    fn advance(&self, owned: &mut BTreeMap<i32, Owned>, next: &BTreeMap<i32, i64>) -> Result<Worked, Interrupted> {
-        for (partition, offset) in next {
-            let Some(owner) = owned.get_mut(partition) else { continue };
-            owner.next = *offset;
-            if owner.attempt.take().is_some() && !owner.is_careful() {
-                self.note(*partition, owner, Some(Attempt { offset: *offset, count: 0 }))?;
-            }
-        }
-        Ok(Worked::Committed)
-    }
-
     /// Waits for a store.
     fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
@@ -503,39 +287,6 @@ enum Collected {
     Batch(Vec<Message>),
     Revoked,
     Assigned(Vec<i32>),
-}
-
-/// What a round of work did.
-enum Worked {
-    Nothing,
-    Committed,
-}
-
-/// Why a batch did not get through.
-enum Interrupted {
-    /// Nothing of it is visible: read it again.
-    Dropped(String),
-    /// The role ends.
-    Failed(RunError),
-}
-
-impl From<RunError> for Interrupted {
-    fn from(error: RunError) -> Interrupted {
-        match error {
-            // Another process owns the partition; the group will say so.
-            RunError::Context(fenced @ ContextError::Fenced { .. }) => Interrupted::Dropped(fenced.to_string()),
-            error => Interrupted::Failed(error),
-        }
-    }
-}
-
-impl From<CommitError> for Interrupted {
-    fn from(error: CommitError) -> Interrupted {
-        match error {
-            CommitError::Aborted(cause) => Interrupted::Dropped(cause),
-            CommitError::Fatal(error) => Interrupted::Failed(error.into()),
-        }
-    }
 }
 
 /// Milliseconds since the Unix epoch.

@@ -122,6 +122,7 @@ impl Runner {
         while !self.shutdown.is_cancelled() {
             let worked = match self.collect(&mut transactor, &owned)? {
                 Collected::Nothing => self.pass_marks(&mut transactor, &mut owned),
+                Collected::Misplaced(cause) => Err(Interrupted::Dropped(cause)),
                 Collected::Batch(messages) => self.work(&mut transactor, &mut owned, messages, &mut last_tier),
                 Collected::Revoked => {
                     self.leave(&mut owned)?;
@@ -221,6 +222,8 @@ impl Runner {
                     tracing::debug!(topic, "waiting for the topic");
                     break;
                 }
+                // True, and then taking over again says what contradicts what; or a look-up of offsets went wrong.
+                Err(LogError::OutOfRange(cause)) if !owned.is_empty() => return Ok(Collected::Misplaced(cause)),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -284,6 +287,8 @@ impl Runner {
 /// What a round of polling brought.
 enum Collected {
     Nothing,
+    /// A partition cannot be read where it stands.
+    Misplaced(String),
     Batch(Vec<Message>),
     Revoked,
     Assigned(Vec<i32>),

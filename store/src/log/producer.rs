@@ -59,6 +59,10 @@ impl std::fmt::Debug for Producer {
     }
 }
 
+/// How often, and after how long, a queue that should have room by now is looked at again.
+const FULL_LOOKS_MAX: u32 = 100;
+const FULL_LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 impl Producer {
     /// A producer that connects in the background; brokers that are away show in the appends.
     ///
@@ -95,15 +99,22 @@ impl Producer {
     pub async fn append_all(&self, records: Vec<Record>) -> Vec<Result<Place, AppendError>> {
         let mut results = Vec::with_capacity(records.len());
         let mut waiting: VecDeque<Result<Sent, AppendError>> = VecDeque::with_capacity(records.len());
+        let mut looks = 0;
         for record in &records {
             let sent = loop {
                 match self.send(record) {
                     Err(AppendError::Full) if !waiting.is_empty() => {
                         results.push(self.settled(waiting.pop_front()).await);
                     }
+                    // A record counts until librdkafka has put its report away, which is shortly after we saw it.
+                    Err(AppendError::Full) if !results.is_empty() && looks < FULL_LOOKS_MAX => {
+                        looks += 1;
+                        tokio::time::sleep(FULL_LOOK_AGAIN).await;
+                    }
                     other => break other,
                 }
             };
+            looks = 0;
             let full = matches!(sent, Err(AppendError::Full));
             waiting.push_back(sent);
             if full {

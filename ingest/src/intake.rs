@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::disk::Disk;
 use crate::meters::Meters;
+use crate::seldom::Seldom;
 
 /// What can be appended.
 #[derive(Debug)]
@@ -36,20 +37,41 @@ pub(crate) struct Beside {
 }
 
 /// Why an input was not taken: always a reason of ours, so it may be sent again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    #[error("the log did not acknowledge in time: send it again later")]
     Late,
-    #[error("the queue in front of the log is full: send it again later")]
     QueueFull,
-    #[error("the disk is nearly full: send it again when the operator has made room")]
     DiskNearlyFull,
-    #[error("the log cannot be reached: send it again later")]
     Unreachable,
-    #[error("the log does not take the record: the operator finds the reason in the server's log")]
     Refused,
-    #[error("the server is going down: send it again, to another one or later")]
     Draining,
+}
+
+impl Refusal {
+    /// A stable word, what is wrong, and the mend.
+    pub(crate) fn told(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Refusal::Late => ("log_late", "the log did not acknowledge in time", "send it again later"),
+            Refusal::QueueFull => ("queue_full", "the queue in front of the log is full", "send it again later"),
+            Refusal::DiskNearlyFull => {
+                ("disk_nearly_full", "the disk is nearly full", "send it again when the operator has made room")
+            }
+            Refusal::Unreachable => ("log_unreachable", "the log cannot be reached", "send it again later"),
+            Refusal::Refused => (
+                "log_refuses",
+                "the log does not take the record",
+                "send it again later; the operator finds the reason in the server's log",
+            ),
+            Refusal::Draining => ("going_down", "the server is going down", "send it again, to another one or later"),
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (_, detail, mend) = self.told();
+        write!(f, "{detail}: {mend}")
+    }
 }
 
 /// The way into the log that all sources share.
@@ -59,6 +81,8 @@ pub(crate) struct Intake {
     pub(crate) disk: Disk,
     pub(crate) acknowledge_within: Duration,
     pub(crate) meters: Meters,
+    /// What an operator is told at most once a minute.
+    pub(crate) seldom: Seldom,
     pub(crate) draining: CancellationToken,
     /// Set when the producer is beyond repair.
     pub(crate) broken: CancellationToken,

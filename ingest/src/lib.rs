@@ -13,6 +13,7 @@ mod disk;
 mod intake;
 mod meters;
 mod problem;
+mod seldom;
 pub mod telegram;
 mod webhook;
 pub mod websocket;
@@ -24,6 +25,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{Method, Uri};
 use axum::routing::{get, post};
 use opentelemetry::metrics::Meter;
 use schemas::{Codec, topic};
@@ -35,6 +37,8 @@ use tokio_util::sync::CancellationToken;
 use crate::disk::Disk;
 use crate::intake::Intake;
 use crate::meters::Meters;
+use crate::problem::Problem;
+use crate::seldom::Seldom;
 
 /// What intake may do, and how much.
 #[derive(Debug, Clone)]
@@ -141,6 +145,7 @@ impl Ingest {
             disk: Disk::new(config.data_dir.clone(), config.disk_free_bytes_min),
             acknowledge_within: config.acknowledge_within,
             meters: Meters::new(meter),
+            seldom: Seldom::default(),
             draining: CancellationToken::new(),
             broken: CancellationToken::new(),
             failing: AtomicBool::new(false),
@@ -154,6 +159,9 @@ impl Ingest {
         Router::new()
             .route("/telegram/{bot}/webhook", post(webhook::webhook))
             .route("/ingest/ws", get(websocket::upgrade))
+            .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+                Problem::wrong_method(method.as_str(), uri.path())
+            })
             .with_state(Arc::clone(&self.shared))
     }
 

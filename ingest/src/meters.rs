@@ -52,6 +52,7 @@ impl Outcome {
 #[derive(Debug, Clone)]
 pub(crate) struct Meters {
     inputs: Counter<u64>,
+    rejects: Counter<u64>,
     acknowledgement: Histogram<f64>,
     sockets: UpDownCounter<i64>,
 }
@@ -62,6 +63,8 @@ impl Meters {
             .u64_counter("undertone.ingest.inputs")
             .with_description("Updates and frames by source, kind and outcome")
             .build();
+        let rejects =
+            meter.u64_counter("undertone.rejects").with_description("Inputs at fault, by role and reason.").build();
         let acknowledgement = meter
             .f64_histogram("undertone.ingest.acknowledgement.duration")
             .with_unit("s")
@@ -72,13 +75,19 @@ impl Meters {
             .i64_up_down_counter("undertone.ingest.sockets")
             .with_description("Open sockets that send turns")
             .build();
-        Meters { inputs, acknowledgement, sockets }
+        Meters { inputs, rejects, acknowledgement, sockets }
     }
 
     /// `kind` must come from a closed set.
     pub(crate) fn input(&self, source: &'static str, kind: &'static str, outcome: Outcome) {
         let outcome = KeyValue::new("outcome", outcome.name());
         self.inputs.add(1, &[KeyValue::new("source", source), KeyValue::new("kind", kind), outcome]);
+    }
+
+    /// A reject that stands in the log; `reason` is a word of `schemas::Reason`.
+    pub(crate) fn rejected(&self, reason: &str) {
+        let reason = KeyValue::new("reason", reason.to_owned());
+        self.rejects.add(1, &[KeyValue::new("role", "ingest"), reason]);
     }
 
     pub(crate) fn acknowledged(&self, source: &'static str, after: Duration) {

@@ -7,7 +7,8 @@
 //! Conversations: `telegram:BOT:CHAT`. All topics of a forum are one conversation, as they are one chat, because
 //! reactions do not say their topic. Chats that the bot serves by another road are conversations of their own:
 //! `telegram:BOT:business:CONNECTION:CHAT` for a business account, `telegram:BOT:guest:CHAT` where it is a guest, and
-//! `telegram:BOT:inline:INSTANCE` for a button under an inline message, whose chat Telegram does not tell.
+//! `telegram:BOT:inline:INSTANCE` for a button under an inline message, whose chat Telegram does not tell
+//! (should the instance be absent, the inline message stands for it, else the person: `from:USER`).
 //!
 //! Left out: the road an update came by (webhook or poll), and media, which become turns by their captions only.
 
@@ -79,17 +80,22 @@ pub fn parse(bot: &str, body: &[u8], received_at: i64, text_bytes_max: usize) ->
         }
         loose::Read::UnknownKind { update_id } => {
             frame.update_id = update_id;
-            let detail = "kind of update that this release does not know: upgrade, then redrive it".to_owned();
+            let detail = format!("kind of update that this release does not know: upgrade; {KEPT}");
             Parsed { kind: "unknown", outcome: frame.reject(frame.id(""), Reason::UnknownKind, detail, None) }
         }
         loose::Read::UnknownShape { update_id, kind, why } => {
             frame.update_id = update_id;
-            let detail =
-                format!("{kind} is not in the shape that this release knows ({why}): upgrade, then redrive it");
+            let detail = format!("{kind} is not in the shape that this release knows ({why}): upgrade; {KEPT}");
             Parsed { kind, outcome: frame.reject(frame.id(""), Reason::Invalid, detail, None) }
         }
     }
 }
+
+/// Where a person finds what was not taken.
+const KEPT: &str = "it is kept in undertone.rejects.v1";
+/// Latest time that is taken, in seconds since the Unix epoch: the end of the year 9999, beyond which dates cannot be
+/// written in RFC 3339.
+const SECONDS_MAX: u64 = 253_402_300_799;
 
 /// Name of the source in turns, feedback and rejects.
 pub(crate) const TELEGRAM: &str = "telegram";
@@ -183,10 +189,12 @@ impl Frame<'_> {
         reactions: Vec<Reaction>,
     ) -> Outcome {
         let conversation = self.chat(chat.id);
+        let id = self.id(&conversation);
+        let Some(at) = milliseconds(date) else { return self.out_of_time(id, conversation) };
         Outcome::Feedback(Box::new(Feedback {
-            id: self.id(&conversation),
+            id,
             conversation,
-            at: milliseconds(date),
+            at,
             received_at: self.received_at,
             source: TELEGRAM.to_owned(),
             kind: kind.to_owned(),
@@ -206,7 +214,7 @@ impl Frame<'_> {
         let id = self.id(&said.conversation);
         if said.text.len() > self.text_bytes_max {
             let (bytes, max) = (said.text.len(), self.text_bytes_max);
-            let detail = format!("text of {bytes} bytes is over the bound of {max}: raise the bound, then redrive it");
+            let detail = format!("text of {bytes} bytes is over the bound of {max}: raise the bound; {KEPT}");
             return self.reject(id, Reason::Oversized, detail, Some(said.conversation));
         }
         if said.text.contains('\0') {
@@ -225,6 +233,11 @@ impl Frame<'_> {
             language_hint: said.language_hint,
             ..Turn::message(TELEGRAM, &said.conversation, self.bot, &external_id, &said.text, said.at)
         }))
+    }
+
+    fn out_of_time(&self, id: uuid::Uuid, conversation: String) -> Outcome {
+        let detail = format!("date is not within 0 to {SECONDS_MAX} seconds: send a Unix time; {KEPT}");
+        self.reject(id, Reason::Invalid, detail, Some(conversation))
     }
 
     fn reject(&self, id: uuid::Uuid, reason: Reason, detail: String, conversation: Option<String>) -> Outcome {
@@ -285,7 +298,8 @@ fn emoji(reaction: &ReactionType) -> String {
     }
 }
 
-/// Telegram counts in seconds since the Unix epoch.
-fn milliseconds(seconds: u64) -> i64 {
-    i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1000)
+/// Telegram counts in seconds since the Unix epoch; `None` beyond [`SECONDS_MAX`].
+fn milliseconds(seconds: u64) -> Option<i64> {
+    let seconds = i64::try_from(seconds).ok().filter(|_| seconds <= SECONDS_MAX)?;
+    Some(seconds * 1000)
 }

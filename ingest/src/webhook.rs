@@ -5,13 +5,14 @@
 //! it for ever otherwise, and hold back all that follow.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, to_bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use schemas::TraceParent;
+use schemas::{Reject, TraceParent, topic};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
@@ -33,10 +34,12 @@ const CORRELATION_BYTES_MAX: usize = 128;
 /// `POST /telegram/{bot}/webhook`.
 pub(crate) async fn webhook(
     State(shared): State<Arc<Shared>>,
-    Path(bot): Path<String>,
+    bot: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
+    // A name that is no UTF-8 is the name of no bot, as is the empty one.
+    let bot = bot.map(|Path(bot)| bot).unwrap_or_default();
     match take(&shared, &bot, &headers, body).await {
         Ok(()) => StatusCode::OK.into_response(),
         Err(problem) => problem.into_response(),
@@ -45,17 +48,28 @@ pub(crate) async fn webhook(
 
 async fn take(shared: &Shared, name: &str, headers: &HeaderMap, body: Body) -> Result<(), Problem> {
     let count = |kind, outcome| shared.intake.meters.input(TELEGRAM, kind, outcome);
-    let refused = |refusal: Refusal| Problem::unavailable(refusal.to_string(), shared.config.retry_after);
+    let refused = |refusal: Refusal| Problem::unavailable(refusal, shared.config.retry_after);
 
     let Some(bot) = shared.config.bots.get(name) else {
         count(UNREAD, Outcome::UnknownBot);
-        let detail = "no bot of this name: add it under [telegram.bots], or mend the URL given to setWebhook";
-        return Err(Problem::new(StatusCode::NOT_FOUND, "unknown bot", detail));
+        // The name is a stranger's word and stays out of the log.
+        if let Some(unsaid) = shared.intake.seldom.due("unknown bot", "", Instant::now()) {
+            tracing::warn!(unsaid, "webhook call refused: no such bot; compare [telegram.bots] with setWebhook's URL");
+        }
+        return Err(Problem::unknown_bot());
     };
     if !secret_fits(&bot.webhook_secret, headers.get(SECRET_HEADER).map(|value| value.as_bytes())) {
         count(UNREAD, Outcome::Unauthorized);
-        let detail = "X-Telegram-Bot-Api-Secret-Token is absent or wrong: give setWebhook the bot's webhook_secret";
-        return Err(Problem::new(StatusCode::UNAUTHORIZED, "wrong secret", detail));
+        if let Some(unsaid) = shared.intake.seldom.due("wrong secret", name, Instant::now()) {
+            tracing::warn!(
+                bot = name,
+                unsaid,
+                "webhook call refused: secret absent or wrong; give setWebhook the bot's"
+            );
+        }
+        let (title, detail) = ("Wrong secret", "X-Telegram-Bot-Api-Secret-Token is absent or wrong");
+        let mend = "give setWebhook the bot's webhook_secret";
+        return Err(Problem::new(StatusCode::UNAUTHORIZED, "wrong_secret", title, detail, mend));
     }
     if let Some(refusal) = shared.intake.closed().await {
         count(UNREAD, Outcome::Unavailable);
@@ -76,12 +90,23 @@ async fn take(shared: &Shared, name: &str, headers: &HeaderMap, body: Body) -> R
     match shared.intake.append(TELEGRAM, &input, beside(headers)).await {
         Ok(_) => {
             count(parsed.kind, outcome);
+            if let Input::Reject(reject) = &input {
+                rejected(shared, name, reject);
+            }
             Ok(())
         }
         Err(refusal) => {
             count(parsed.kind, Outcome::Unavailable);
             Err(refused(refusal))
         }
+    }
+}
+
+fn rejected(shared: &Shared, bot: &str, reject: &Reject) {
+    shared.intake.meters.rejected(&reject.reason);
+    if let Some(unsaid) = shared.intake.seldom.due(&reject.reason, bot, Instant::now()) {
+        let (reason, id) = (&reject.reason, &reject.id);
+        tracing::info!(bot, reason, %id, unsaid, topic = topic::REJECTS, "update rejected: its bytes are kept");
     }
 }
 
@@ -94,12 +119,13 @@ async fn read(shared: &Shared, body: Body) -> Result<axum::body::Bytes, Problem>
         Ok(Ok(body)) => Ok(body),
         // Beside the bound, only a caller that went away ends here, and it reads no answer.
         Ok(Err(_)) => {
-            let detail = format!("body is over the bound of {bytes_max} bytes: send one Update a call");
-            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body too large", detail))
+            let detail = format!("body is over the bound of {bytes_max} bytes");
+            let mend = "send one Update a call";
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large", detail, mend))
         }
         Err(_elapsed) => {
-            let detail = "body did not arrive in time: send it again";
-            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body too slow", detail))
+            let (title, detail) = ("The body is too slow", "body did not arrive in time");
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", title, detail, "send it again"))
         }
     }
 }

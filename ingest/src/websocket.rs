@@ -54,25 +54,26 @@ pub(crate) async fn upgrade(
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("null"));
     if !origin::permitted(text(ORIGIN), text(HOST), &shared.config.origins_allowed) {
         count(Outcome::Unauthorized);
-        let detail = "this page's origin may not open sockets here: name it among the allowed origins";
-        return Problem::new(StatusCode::FORBIDDEN, "foreign origin", detail).into_response();
+        let (title, detail) = ("Foreign origin", "this page's origin may not open sockets here");
+        let mend = "name it among the allowed origins";
+        return Problem::new(StatusCode::FORBIDDEN, "foreign_origin", title, detail, mend).into_response();
     }
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
         Err(rejection) => {
             count(Outcome::Invalid);
-            let detail = format!("{rejection}: open this path with a WebSocket client");
-            return Problem::new(rejection.status(), "not a WebSocket", detail).into_response();
+            let (title, mend) = ("Not a WebSocket", "open this path with a WebSocket client");
+            let status = rejection.status();
+            return Problem::new(status, "not_a_websocket", title, rejection.to_string(), mend).into_response();
         }
     };
     if let Some(refusal) = shared.intake.closed().await {
         count(Outcome::Unavailable);
-        return Problem::unavailable(refusal.to_string(), shared.config.retry_after).into_response();
+        return Problem::unavailable(refusal, shared.config.retry_after).into_response();
     }
     let Ok(place) = Arc::clone(&shared.sockets).try_acquire_owned() else {
         count(Outcome::Unavailable);
-        let detail = "as many sockets are open as are taken: close some, or come again later";
-        return Problem::unavailable(detail, shared.config.retry_after).into_response();
+        return Problem::too_many_sockets(shared.config.retry_after).into_response();
     };
     let bytes_max = shared.config.websocket.frame_bytes_max.saturating_mul(READ_FACTOR);
     let upgrade = upgrade.max_message_size(bytes_max).max_frame_size(bytes_max);

@@ -92,8 +92,19 @@ fn strip(kind: &str, content: &mut Value) {
             keep(content, &["id", "from", "message", "inline_message_id", "chat_instance", "data"]);
             inside(content, "from", strip_user);
             inside(content, "message", strip_message);
+            instance(content);
         }
         _ => {}
+    }
+}
+
+/// The typed crate demands a chat instance. It names the conversation only of a button under an inline message, so
+/// where it is absent that message stands for it, else the person who pressed.
+fn instance(query: &mut Value) {
+    let inline = query.get("inline_message_id").and_then(Value::as_str).map(str::to_owned);
+    let person = query.pointer("/from/id").map(|id| format!("from:{id}"));
+    if let (Some(instance), Some(members)) = (inline.or(person), query.as_object_mut()) {
+        members.entry("chat_instance").or_insert(Value::String(instance));
     }
 }
 

@@ -39,9 +39,10 @@ impl Frame<'_> {
             (None, None, None) => return Outcome::Counted,
         };
         let said_at = if kind == "edit" { message.edit_date.unwrap_or(message.date) } else { message.date };
+        let Some(at) = milliseconds(said_at) else { return self.out_of_time(self.id(&conversation), conversation) };
         self.turn(Said {
             conversation,
-            at: milliseconds(said_at),
+            at,
             kind,
             sender,
             chat_kind: Some(chat_kind(&message.chat)),

@@ -75,11 +75,17 @@ async fn calls_that_may_not_be_served_leave_nothing_in_the_log() {
         assert_eq!(answer.headers()["content-type"], "application/problem+json");
         let problem: Value = answer.json().await.unwrap();
         assert_eq!(problem["status"], status.as_u16());
-        assert!(problem["detail"].as_str().unwrap().contains(": "), "the detail says the mend: {problem}");
+        assert!(!problem["mend"].as_str().unwrap().is_empty(), "{problem}");
+        assert_eq!(problem["type"], format!("urn:undertone:problem:{}", problem["code"].as_str().unwrap()));
         assert!(!problem.to_string().contains(house::SECRET));
     }
     let got = house.client.get(url("helper")).send().await.unwrap();
     assert_eq!(got.status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(got.headers()["allow"], "POST");
+    assert_eq!(got.json::<Value>().await.unwrap()["code"], "wrong_method");
+    let no_name = house.call("%FF", update("message_private")).send().await.unwrap();
+    assert_eq!(no_name.status(), StatusCode::NOT_FOUND);
+    assert_eq!(no_name.json::<Value>().await.unwrap()["code"], "unknown_bot");
     for name in [topic::TURNS_RECEIVED, topic::FEEDBACK, topic::REJECTS] {
         assert!(house.records(name).await.is_empty(), "{name}");
     }

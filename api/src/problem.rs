@@ -46,6 +46,17 @@ impl Problem {
         Problem::new(StatusCode::BAD_REQUEST, "bad_parameter", "A parameter cannot be used", detail, mend)
     }
 
+    /// The path's percent-encoding does not stand for UTF-8.
+    pub(crate) fn illegible_path(path: &str) -> Problem {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "illegible_path",
+            "The path cannot be read",
+            format!("{path} is not percent-encoded UTF-8"),
+            "encode ids as UTF-8 first, then percent-encode them (encodeURIComponent)",
+        )
+    }
+
     /// No such path.
     pub(crate) fn unknown_path(path: &str) -> Problem {
         Problem::new(

@@ -44,11 +44,32 @@ pub(crate) fn build(shared: Arc<Shared>) -> Router {
 async fn front(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let response = match guard::check(request.headers(), request.uri(), &shared.config.hosts_allowed) {
+        // Here and not in every handler, whose own answer would be bare text.
+        Ok(()) if !legible(&path) => Problem::illegible_path(&path).into_response(),
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
     shared.meters.answered(&path, response.status().as_u16());
     response
+}
+
+/// Whether a path, percent-decoded, is UTF-8. A `%` that no two hexadecimal digits follow stands for itself.
+fn legible(path: &str) -> bool {
+    let (bytes, mut decoded, mut at) = (path.as_bytes(), Vec::with_capacity(path.len()), 0);
+    let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+    while let Some(&byte) = bytes.get(at) {
+        match (byte, digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.extend(u8::try_from(high * 16 + low));
+                at += 3;
+            }
+            _ => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    std::str::from_utf8(&decoded).is_ok()
 }
 
 #[cfg(test)]
@@ -58,6 +79,21 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+
+    #[test]
+    fn a_path_is_legible_if_its_bytes_are_utf8() {
+        for (path, expected) in [
+            ("/v1/conversations/room%207/turns", true),
+            ("/v1/conversations/%E2%82%AC", true),
+            ("/v1/100%", true),
+            ("/v1/%zz", true),
+            ("/v1/conversations/%FF/turns", false),
+            ("/v1/%E2%82", false),
+            ("/v1/%c3%28", false),
+        ] {
+            assert_eq!(legible(path), expected, "{path}");
+        }
+    }
 
     #[test]
     fn every_route_is_described_and_every_description_has_a_route() {

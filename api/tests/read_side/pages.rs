@@ -65,6 +65,8 @@ async fn what_cannot_be_answered_is_a_problem_with_a_mend() {
         ("/v1/conversations/a/turns?order=up", 400, "bad_parameter"),
         ("/v1/conversations/a/turns?cursor=x", 400, "bad_parameter"),
         ("/v1/conversations/a/events?resume=x", 400, "bad_parameter"),
+        ("/v1/conversations/%FF/turns", 400, "illegible_path"),
+        ("/v1/conversations/%FF/events", 400, "illegible_path"),
         ("/v1/stream", 426, "not_a_websocket"),
         ("/v2", 404, "unknown_path"),
     ] {

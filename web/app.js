@@ -4,6 +4,8 @@
 
 const TURNS_KEPT = 200;      // turns on the page
 const EMOTIONS_SHOWN = 3;    // bars a turn
+const TREND_MIN = 0.05;      // a trend within this of nothing is none
+const HUES = 6;              // colours of names: --who-0 and so on
 const EMOTION_MIN = 0.1;     // probability below which a bar says nothing
 const RETRY_FIRST_MS = 250;
 const RETRY_LONGEST_MS = 5000;
@@ -36,6 +38,17 @@ function speaker(turn) {
   return sender.name || sender.id;
 }
 
+// A name has the same colour on every page and visit (FNV-1a).
+function hue(name) {
+  let hash = 0x811c9dc5;
+  for (const byte of new TextEncoder().encode(name)) hash = Math.imul(hash ^ byte, 0x01000193) >>> 0;
+  return ((hash ^ (hash >>> 16)) >>> 0) % HUES;
+}
+
+function clock(at) {
+  return new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+}
+
 function bars(emotion) {
   const entries = Object.entries(emotion.probabilities).filter(([, p]) => p >= EMOTION_MIN);
   entries.sort((a, b) => b[1] - a[1]);
@@ -57,7 +70,8 @@ function bubble(turn) {
   if (!speakers.includes(who)) speakers.push(who);
   const item = element("li", speakers.indexOf(who) % 2 ? "turn other" : "turn");
   const head = element("div", "who");
-  const time = element("time", "", new Date(turn.at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }));
+  item.style.setProperty("--who", `var(--who-${hue(who)})`);
+  const time = element("time", "", clock(turn.at));
   time.dateTime = new Date(turn.at).toISOString();
   head.append(element("strong", "", who), time);
   item.append(head, element("p", "text", turn.text));
@@ -68,8 +82,10 @@ function bubble(turn) {
 
 function moodWords(mood) {
   const tone = mood.valence > 0.15 ? "pleasant" : mood.valence < -0.15 ? "unpleasant" : "even";
-  const way = mood.trend > 0.05 ? ", rising" : mood.trend < -0.05 ? ", falling" : "";
-  return `${tone}${way} (${mood.valence.toFixed(2)})`;
+  const way = mood.trend > TREND_MIN ? ", rising" : mood.trend < -TREND_MIN ? ", falling" : "";
+  const rounded = Math.round(mood.valence * 100) / 100;
+  const sign = rounded > 0 ? "+" : rounded < 0 ? "−" : "";
+  return `${tone}${way}, valence ${sign}${Math.abs(rounded).toFixed(2)}`;
 }
 
 function draw() {
@@ -85,6 +101,10 @@ function draw() {
     return dot;
   });
   byId("dots").replaceChildren(...dots);
+  for (const [id, turn] of [["first-time", known.length > 1 ? known[0] : undefined], ["last-time", known.at(-1)]]) {
+    byId(id).textContent = turn ? clock(turn.at) : "";
+    if (turn) byId(id).dateTime = new Date(turn.at).toISOString();
+  }
   const last = moods.filter(Boolean).at(-1);
   byId("mood-words").textContent = last ? moodWords(last) : "No turns yet";
   byId("curve-title").textContent = last
@@ -236,7 +256,10 @@ async function keepList() {
 
 select.addEventListener("change", () => { select.blur(); choose(select.value); });
 newest.addEventListener("click", toEnd);
-scroller.addEventListener("scroll", () => { if (atEnd()) newest.hidden = true; });
+scroller.addEventListener("scroll", () => {
+  scroller.classList.toggle("beneath", scroller.scrollTop > 4);
+  if (atEnd()) newest.hidden = true;
+});
 
 if (location.hash.length > 1) {
   try { choose(decodeURIComponent(location.hash.slice(1))); } catch (error) { console.warn(error); }

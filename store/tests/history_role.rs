@@ -13,6 +13,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Every wait of a test ends within this time.
+/// Milliseconds since the Unix epoch, once: a record from long ago would fall to retention within the test.
+static NOW: std::sync::LazyLock<i64> = std::sync::LazyLock::new(|| {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_millis()).unwrap()
+});
+
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct House {
@@ -55,7 +61,7 @@ impl House {
             key: Some(key.as_bytes().to_vec()),
             value: Some(value),
             headers: vec![("correlationid".to_owned(), b"c-1".to_vec())],
-            timestamp: 1,
+            timestamp: *NOW,
             ..Record::default()
         };
         self.producer.append(record).await.unwrap();

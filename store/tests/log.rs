@@ -12,6 +12,12 @@ use store::log::{
     Admin, AppendError, From, GroupReader, Kafka, LogError, Place, Producer, ProducerLimits, Record, Tail, TopicSpec,
 };
 
+/// Milliseconds since the Unix epoch, once: a record from long ago would fall to retention within the test.
+static NOW: std::sync::LazyLock<i64> = std::sync::LazyLock::new(|| {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_millis()).unwrap()
+});
+
 const TOPIC: &str = "turns";
 /// Every wait of a test ends within this time.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -58,7 +64,7 @@ fn record(partition: impl Into<Option<i32>>, key: &str, value: &str) -> Record {
         key: Some(key.as_bytes().to_vec()),
         value: Some(value.as_bytes().to_vec()),
         headers: vec![("correlationid".to_owned(), b"c-1".to_vec()), ("empty".to_owned(), Vec::new())],
-        timestamp: 1_700_000_000_123,
+        timestamp: *NOW,
     }
 }
 

@@ -1,5 +1,11 @@
 //! Looks after the log from outside the roles: whether it answers, and how far its readers are behind.
+//!
+//! Promises: a log that is dead or frozen makes the process unready within [`LOOK_EVERY`] and [`ANSWER_WITHIN`]
+//! together; the measuring of lags, which may have to wait for an open transaction, neither delays nor causes that.
+//! Leaves out whether appends succeed: intake tells each caller. Were that readiness, a process that no traffic reaches
+//! any more would stay unready for want of an append that succeeds.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
@@ -9,10 +15,14 @@ use store::log::{Admin, LogError};
 use crate::health::{Health, State};
 use crate::lag::{Ends, Lag};
 
-/// Time between two measurements.
-const EVERY: Duration = Duration::from_secs(2);
-/// How long the brokers may take to answer one question.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Time between two looks at whether the brokers answer.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long the brokers may take to answer one question before they count as gone.
+const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
+/// Time between two measurements of the lags.
+const MEASURE_EVERY: Duration = Duration::from_secs(2);
+/// How long the measurement of one reader may take; the lags stay as they were if it takes longer.
+const MEASURE_WITHIN: Duration = Duration::from_millis(1500);
 /// Pause between two tries to reach the brokers at the start.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -52,41 +62,69 @@ pub(super) async fn reach(admin: &Admin, bootstrap: &str, patience: Duration, he
     Ok(())
 }
 
-/// Measures for ever.
+/// Looks and measures for ever.
 pub(super) async fn run(admin: Admin, readers: Vec<Reader>, health: Health, meter: Meter, zero: Instant) {
-    let messages = meter.i64_gauge("undertone.lag.messages").with_description("Records that a reader has not read yet");
-    let messages = messages.build();
-    let seconds = meter.f64_gauge("undertone.lag").with_unit("s");
-    let seconds = seconds.with_description("Age of the oldest record that a reader has not read yet").build();
-    let mut ends: Vec<Ends> = readers.iter().map(|_| Ends::default()).collect();
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let answers = AtomicBool::new(true);
+    tokio::join!(look(&admin, &health, &answers), lags(&admin, &readers, &health, &meter, zero, &answers));
+}
+
+/// Asks for ever whether the brokers answer.
+async fn look(admin: &Admin, health: &Health, answers: &AtomicBool) {
+    let mut ticks = ticks(LOOK_EVERY);
     loop {
         ticks.tick().await;
+        let answer = admin.reachable(ANSWER_WITHIN).await;
+        answers.store(answer.is_ok(), Ordering::Relaxed);
+        health.set("kafka", state_of(answer.err()));
+    }
+}
+
+/// Measures for ever; not while the brokers do not answer, so that no calls pile up.
+async fn lags(admin: &Admin, readers: &[Reader], health: &Health, meter: &Meter, zero: Instant, answers: &AtomicBool) {
+    let messages = meter.i64_gauge("undertone.lag.messages").with_description("Records that a reader has not read yet");
+    let messages = messages.build();
+    let seconds = meter.f64_gauge("undertone.lag").with_unit("s").with_description(
+        "Age of the oldest record that a reader has not read yet; what is older than this process counts from its start",
+    );
+    let seconds = seconds.build();
+    let mut ends: Vec<Ends> = readers.iter().map(|_| Ends::default()).collect();
+    let mut ticks = ticks(MEASURE_EVERY);
+    loop {
+        ticks.tick().await;
+        if !answers.load(Ordering::Relaxed) {
+            continue;
+        }
         let mut lags = Vec::with_capacity(readers.len());
         let mut fault = None;
         for (reader, ends) in readers.iter().zip(&mut ends) {
-            match measure(&admin, reader, ends, zero).await {
-                Ok(lag) => {
+            match tokio::time::timeout(MEASURE_WITHIN, measure(admin, reader, ends, zero)).await {
+                Ok(Ok(lag)) => {
                     let labels = [KeyValue::new("role", lag.role), KeyValue::new("topic", lag.topic.clone())];
                     messages.record(lag.messages, &labels);
                     seconds.record(lag.seconds, &labels);
                     lags.push(lag);
                 }
-                Err(error) => fault = Some(error),
+                // It goes by itself: an open transaction, a group that moves. A log that is gone is found by the look.
+                Ok(Err(error)) if error.is_transient() => tracing::debug!(%error, role = reader.role, "measure lag"),
+                Err(_elapsed) => tracing::debug!(role = reader.role, "measure lag: not in time"),
+                Ok(Err(error)) => fault = Some(error),
             }
         }
-        if readers.is_empty() {
-            fault = admin.reachable(ANSWER_WITHIN).await.err();
+        if lags.len() == readers.len() {
+            health.set_lag(lags);
         }
-        match fault {
-            None => {
-                health.set_lag(lags);
-                health.set("kafka", State::Ready);
-            }
-            Some(error) => health.set("kafka", State::Unwell(error.to_string())),
-        }
+        health.set("lag", state_of(fault));
     }
+}
+
+fn ticks(every: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks
+}
+
+fn state_of(fault: Option<LogError>) -> State {
+    fault.map_or(State::Ready, |fault| State::Unwell(fault.to_string()))
 }
 
 async fn measure(admin: &Admin, reader: &Reader, ends: &mut Ends, zero: Instant) -> Result<Lag, LogError> {

@@ -39,13 +39,15 @@ pub(super) fn run(config: Config, roles: &[Role]) -> anyhow::Result<ExitCode> {
         };
         tracing::info!("stopping; a second signal ends at once");
         let report = running.stop().await;
-        if !report.drained {
-            tracing::warn!("not everything was finished in time; raise [shutdown] drain_seconds_max");
+        if let Some(failed) = failed {
+            return Err(failed.into());
         }
-        match failed {
-            Some(failed) => Err(failed.into()),
-            None => Ok(ExitCode::SUCCESS),
-        }
+        anyhow::ensure!(
+            report.drained,
+            "not everything was finished in time, the rest was cut off as by a crash; raise [shutdown] \
+             drain_seconds_max"
+        );
+        Ok(ExitCode::SUCCESS)
     })
 }
 

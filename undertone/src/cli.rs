@@ -21,7 +21,10 @@ use crate::up::Role;
 /// Undertone reads the undertone of conversations as they happen.
 #[derive(Debug, Parser)]
 #[command(name = "undertone", version, max_term_width = 100, arg_required_else_help = true)]
-#[command(after_help = "Begin with `undertone demo`, or with `undertone up` and `undertone watch` beside it.")]
+#[command(
+    after_help = "Begin with `undertone demo`, or with `undertone up` and `undertone watch` beside it. The manual \
+                        pages of all commands are written by `undertone man --dir DIR`."
+)]
 pub struct Cli {
     #[command(flatten)]
     settings: Settings,

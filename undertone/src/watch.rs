@@ -55,12 +55,16 @@ pub async fn run(url: &str, follow: Follow, until: Until, stop: CancellationToke
 
 async fn plain(mut news: mpsc::Receiver<News>, until: Until, stop: CancellationToken) -> anyhow::Result<()> {
     let mut turns = 0;
+    let mut told = lines::Told::default();
     loop {
         let item = tokio::select! {
             item = news.recv() => item,
             () = stop.cancelled() => None,
         };
         let Some(item) = item else { return Ok(()) };
+        if !told.is_new(&item) {
+            continue;
+        }
         turns += usize::from(matches!(item, News::Turn(_)));
         let written = writeln!(std::io::stdout().lock(), "{}", lines::line(&item));
         // Whoever read the lines has gone: that is an end, not a fault.

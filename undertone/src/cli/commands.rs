@@ -32,7 +32,11 @@ pub(super) fn topics(config: &Config, apply: Option<bool>) -> anyhow::Result<Exi
     runtime()?.block_on(async {
         let admin = Admin::connect(&kafka).context("connect to the log (settings: [kafka])")?;
         let existing = admin.topics().await.with_context(|| {
-            format!("list the topics at {}; is it running, and is [kafka] bootstrap right?", kafka.bootstrap)
+            let mend = match config.is_embedded() {
+                true => "the embedded broker runs only in `undertone up` or `undertone run broker`: start one of them",
+                false => "is it running, and is [kafka] bootstrap right?",
+            };
+            format!("list the topics at {}; {mend}", kafka.bootstrap)
         })?;
         let wanted = up::topics_wanted(config);
         let findings = topics::compare(&wanted, &existing);

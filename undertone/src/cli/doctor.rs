@@ -1,6 +1,7 @@
 //! `undertone doctor`: looks at this machine, says what is missing, and how to mend it.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,6 +16,10 @@ use crate::{locate, up};
 
 /// How long the brokers may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// How long whoever holds the HTTP port may take with each step of telling who it is.
+const WHO_WITHIN: Duration = Duration::from_secs(1);
+/// Longest answer to that, in bytes.
+const WHO_BYTES_MAX: u64 = 64 * 1024;
 /// The families of models, by folder.
 const FAMILIES: [&str; 3] = ["encoder", "static", "emotion"];
 
@@ -44,6 +49,9 @@ pub(super) fn doctor(settings: &Settings) -> anyhow::Result<ExitCode> {
 }
 
 async fn examine(config: &Config) -> Vec<Check> {
+    let running = running(config.http.listen);
+    let holds_http = running.is_some();
+    let holds_broker = running.is_some_and(|kafka| kafka == config.broker.listen.to_string());
     let mut checks = vec![
         Check {
             what: "settings",
@@ -52,10 +60,11 @@ async fn examine(config: &Config) -> Vec<Check> {
         Check { what: "models", found: models(&config.models.dir) },
         Check { what: "onnxruntime", found: onnxruntime(&config.models.onnxruntime) },
         Check { what: "data folder", found: folder(&config.data.dir) },
-        Check { what: "http port", found: port(config.http.listen, "[http] listen") },
+        Check { what: "http port", found: port(config.http.listen, "[http] listen", holds_http) },
     ];
     if config.is_embedded() {
-        checks.push(Check { what: "broker port", found: port(config.broker.listen, "[broker] listen") });
+        let found = port(config.broker.listen, "[broker] listen", holds_broker);
+        checks.push(Check { what: "broker port", found });
     } else {
         checks.extend(log(config).await);
     }
@@ -111,13 +120,30 @@ fn folder(dir: &Path) -> Result<String, String> {
     Ok(format!("{} can be written", std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned()).display()))
 }
 
-fn port(listen: SocketAddr, key: &str) -> Result<String, String> {
+fn port(listen: SocketAddr, key: &str, ours: bool) -> Result<String, String> {
     match TcpListener::bind(listen) {
         Ok(_) => Ok(format!("{listen} is free")),
-        Err(e) => {
-            Err(format!("{listen}: {e}; is an Undertone running there? else set {key}, port 0 takes any free one"))
-        }
+        Err(_) if ours => Ok(format!("{listen} is in use by a running undertone")),
+        Err(e) => Err(format!("{listen}: {e}; end what holds it, or set {key} (port 0: any free one)")),
     }
+}
+
+/// Asks whoever listens at the HTTP address: if it is this program, the brokers that it uses.
+fn running(http: SocketAddr) -> Option<String> {
+    let mut socket = TcpStream::connect_timeout(&http, WHO_WITHIN).ok()?;
+    socket.set_read_timeout(Some(WHO_WITHIN)).ok()?;
+    socket.set_write_timeout(Some(WHO_WITHIN)).ok()?;
+    write!(socket, "GET /status HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    socket.take(WHO_BYTES_MAX).read_to_string(&mut answer).ok()?;
+    status_of(answer.split_once("\r\n\r\n")?.1)
+}
+
+/// The brokers that a status of this program names; `None`: it is another's.
+fn status_of(body: &str) -> Option<String> {
+    let status: serde_json::Value = serde_json::from_str(body).ok()?;
+    let ours = status["broker_embedded"].is_boolean() && status["roles"].is_array();
+    ours.then(|| status["kafka"].as_str().unwrap_or_default().to_owned())
 }
 
 async fn log(config: &Config) -> Vec<Check> {
@@ -140,4 +166,26 @@ async fn log(config: &Config) -> Vec<Check> {
         }
     };
     vec![Check { what, found: Ok(format!("answers at {}", kafka.bootstrap)) }, Check { what: "topics", found: topics }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_that_a_running_undertone_holds_is_well_and_another_holder_is_told() {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = holder.local_addr().unwrap();
+        assert!(port(address, "[http] listen", true).unwrap().contains("running undertone"));
+        assert!(port(address, "[http] listen", false).unwrap_err().contains("[http] listen"));
+    }
+
+    #[test]
+    fn another_programs_status_is_not_taken_for_ours() {
+        let facts =
+            serde_json::to_string(&crate::admin::Facts { kafka: "127.0.0.1:9092".into(), ..Default::default() });
+        assert_eq!(status_of(&facts.unwrap()).as_deref(), Some("127.0.0.1:9092"));
+        assert_eq!(status_of(r#"{"status":"live"}"#), None);
+        assert_eq!(status_of("<html>"), None);
+    }
 }

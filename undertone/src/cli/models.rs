@@ -127,8 +127,10 @@ pub(super) fn contexts_rebuild(mut config: Config) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(async {
         // The embedded log runs only while we do: its processors are stopped, because the folder is locked.
         config.http.listen.set_port(0);
+        config.broker.listen.set_port(0);
+        let alone = "open the log for the rebuild; stop `undertone up` first if it runs on this data folder";
         let broker = match config.is_embedded() {
-            true => Some(up::start(config.clone(), &[Role::Broker]).await?),
+            true => Some(up::start(config.clone(), &[Role::Broker]).await.context(alone)?),
             false => None,
         };
         let mut kafka = up::kafka_of(&config);

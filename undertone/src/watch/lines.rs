@@ -15,6 +15,27 @@ pub fn line(news: &News) -> String {
     }
 }
 
+/// What was told of the connection, so that each change is told once, not at every try.
+#[derive(Debug, Default)]
+pub struct Told {
+    lost: bool,
+    refused: Option<String>,
+}
+
+impl Told {
+    /// Whether this says something that the lines before it did not.
+    pub fn is_new(&mut self, news: &News) -> bool {
+        match news {
+            News::Connected { .. } => *self = Told::default(),
+            News::Turn(_) => self.lost = false,
+            News::Lost(_) => return !std::mem::replace(&mut self.lost, true),
+            News::Refused(why) if self.refused.as_ref() == Some(why) => return false,
+            News::Refused(why) => self.refused = Some(why.clone()),
+        }
+        true
+    }
+}
+
 fn turn_line(turn: &Seen) -> String {
     let position = turn.position.map_or_else(|| "–".to_owned(), |p| p.to_string());
     let mut line = format!("{} {position} {}: {}", plain(&turn.conversation), plain(turn.speaker()), plain(&turn.text));
@@ -55,6 +76,20 @@ mod tests {
         let line = line(&News::Turn(Box::new(turn("hello\nthere"))));
         let wanted = "room 3 Ann: hello there  [joy 0.75, love 0.25, fear 0.02; valence +0.50, mood +0.25]";
         assert_eq!(line, wanted);
+    }
+
+    #[test]
+    fn each_change_of_the_connection_is_told_once() {
+        let lost = || News::Lost("no connection".to_owned());
+        let refused = || News::Refused("no such conversation".to_owned());
+        let connected = News::Connected { recovered: true };
+        let mut told = Told::default();
+        let new: Vec<bool> =
+            [lost(), lost(), connected.clone(), lost(), refused(), lost(), refused(), connected, lost()]
+                .iter()
+                .map(|news| told.is_new(news))
+                .collect();
+        assert_eq!(new, [true, false, true, true, true, false, false, true, true]);
     }
 
     #[test]

@@ -356,6 +356,9 @@ impl Config {
                 return conflict(format!("[{section}] {key} is empty"), "give it a name".to_owned());
             }
         }
+        processors::plan(processors::stages::ORDER, &self.processors.stages)
+            .map_err(|error| Error::Value(error.to_string()))?;
+        crate::telemetry::filter(&self.log.level).map_err(Error::Value)?;
         self.check_names()?;
         self.check_bots()
     }

@@ -14,6 +14,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{Aggregation, Instrument, InstrumentKind, SdkMeterProvider, Stream};
 use prometheus::{Registry, TextEncoder};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{Log, LogFormat};
@@ -23,9 +24,7 @@ use crate::config::{Log, LogFormat};
 /// # Errors
 /// The filter cannot be read, the file cannot be opened, or there is a subscriber already.
 pub fn start_log(log: &Log, file: Option<&Path>) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.level).with_context(|| {
-        format!("read [log] level = \"{}\"; give error, warn, info, debug, trace, or module=level,…", log.level)
-    })?;
+    let filter = filter(&log.level).map_err(|said| anyhow::anyhow!(said))?;
     let Some(path) = file else {
         let terminal = std::io::stderr().is_terminal();
         return install(log.format, terminal, filter, std::io::stderr);
@@ -33,6 +32,23 @@ pub fn start_log(log: &Log, file: Option<&Path>) -> anyhow::Result<()> {
     let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
     let opened = opened.with_context(|| format!("open the log file {}", path.display()))?;
     install(log.format, false, filter, Mutex::new(Arc::new(opened)))
+}
+
+/// Reads `[log] level`. A bare word must be a level: the filter's own grammar would take a misspelt one for a module.
+///
+/// # Errors
+/// What is wrong, with the mend.
+pub fn filter(level: &str) -> Result<EnvFilter, String> {
+    let refused = || format!("[log] level = \"{level}\": give error, warn, info, debug, trace, or module=level,…");
+    let good = |item: &str| match item.rsplit_once('=') {
+        Some((module, level)) => !module.trim().is_empty() && level.trim().parse::<LevelFilter>().is_ok(),
+        None => item.trim().parse::<LevelFilter>().is_ok(),
+    };
+    // Filters by span hold commas and equal signs of their own; their grammar knows them.
+    if !level.contains('[') && !level.split(',').all(good) {
+        return Err(refused());
+    }
+    EnvFilter::try_new(level).map_err(|_| refused())
 }
 
 fn install<W>(format: LogFormat, terminal: bool, filter: EnvFilter, writer: W) -> anyhow::Result<()>
@@ -108,6 +124,16 @@ mod tests {
     use opentelemetry::KeyValue;
 
     use super::*;
+
+    #[test]
+    fn misspelt_levels_are_refused_with_the_mend() {
+        for good in ["info", "WARN", "off", "info,store=debug", "[span{a=1}]=info"] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["bogus", "", "inof,,=", "info,", "store=inof", "=info"] {
+            assert!(filter(bad).unwrap_err().contains("[log] level"), "{bad}");
+        }
+    }
 
     #[test]
     fn two_pipelines_count_apart() {

@@ -82,9 +82,24 @@ pub enum Error {
 pub fn load(file: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>) -> Result<Config, Error> {
     let mut table = table(file, variables)?;
     secret::read_files(&mut table)?;
+    has_secrets(&table)?;
     let config: Config = table.try_into().map_err(|e: toml::de::Error| refused(&e))?;
     config.check()?;
     Ok(config)
+}
+
+/// A bot without its secret is named, with both ways to give it.
+fn has_secrets(table: &Table) -> Result<(), Error> {
+    let bots = table.get("telegram").and_then(|telegram| telegram.get("bots")).and_then(Value::as_table);
+    for (name, bot) in bots.into_iter().flatten() {
+        if bot.get("webhook_secret").is_none() {
+            return Err(Error::Conflict {
+                what: format!("[telegram.bots.{name}] has no webhook_secret"),
+                mend: "give webhook_secret, or webhook_secret_file with the path of a file that holds it".to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// What a type said of a value, with the key that it stands at. Secrets are texts, which no type refuses, so that none

@@ -173,3 +173,21 @@ fn names_of_hosts_and_origins_are_lists_that_are_checked() {
         assert!(matches!(refused, Err(Error::Conflict { .. })), "{value}");
     }
 }
+
+#[test]
+fn stages_and_levels_that_would_stop_the_start_are_refused_before_it() {
+    for (name, value, expected) in [
+        ("PROCESSORS__STAGES", "emotoin", "there is no stage `emotoin`"),
+        ("PROCESSORS__STAGES", "emotion,encode", "in order"),
+        ("LOG__LEVEL", "bogus", "[log] level = \"bogus\""),
+    ] {
+        let said = with_variable(&format!("UNDERTONE__{name}"), value).unwrap_err().to_string();
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn bot_without_a_secret_is_named_with_both_ways_to_give_it() {
+    let said = with_file("[telegram.bots.helper]\n").unwrap_err().to_string();
+    assert!(said.contains("[telegram.bots.helper]") && said.contains("webhook_secret_file"), "{said}");
+}

@@ -22,6 +22,7 @@ contract!(
     turns_are_paged_from_either_end,
     conversations_are_apart,
     conversations_are_listed_by_last_activity,
+    conversation_of_the_latest_time_there_is_stands_first,
     conversation_that_becomes_active_while_listed_is_not_missed,
     unknown_conversation_is_empty,
     page_is_bounded,
@@ -75,6 +76,14 @@ async fn conversations_are_listed_by_last_activity(history: History) {
         seen.extend(page.into_iter().map(|conversation| conversation.conversation));
     }
     assert_eq!(seen, ["b", "d", "c", "a"]);
+}
+
+async fn conversation_of_the_latest_time_there_is_stands_first(history: History) {
+    history.upsert(vec![row("a", 1, 10), row("b", 1, i64::MAX), row("c", 1, i64::MAX)]).await.unwrap();
+    let first = history.conversations(None, 1).await.unwrap();
+    assert_eq!(first[0].conversation, "c");
+    let second = history.conversations(Some(first[0].cursor()), 9).await.unwrap();
+    assert_eq!(second.iter().map(|known| known.conversation.as_str()).collect::<Vec<_>>(), ["b", "a"]);
 }
 
 async fn conversation_that_becomes_active_while_listed_is_not_missed(history: History) {

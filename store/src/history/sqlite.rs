@@ -133,19 +133,30 @@ impl History {
     /// # Errors
     /// The database could not serve.
     pub async fn conversations(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Conversation>, HistoryError> {
-        // No row has a later time than this, and none of that time a name below the empty one.
-        let after = after.unwrap_or(Cursor { last_at: i64::MAX, conversation: String::new() });
+        let limit = limit.min(PAGE_MAX);
         self.database
             .read(move |transaction| {
-                let mut statement = transaction.prepare_cached(
-                    "SELECT conversation, last_at, last_position FROM conversations
-                     WHERE (last_at, conversation) < (?1, ?2) ORDER BY last_at DESC, conversation DESC LIMIT ?3",
-                )?;
-                let bounds = params![after.last_at, after.conversation, limit.min(PAGE_MAX)];
-                let rows = statement.query_map(bounds, |row| {
+                let conversation = |row: &rusqlite::Row<'_>| {
                     Ok(Conversation { conversation: row.get(0)?, last_at: row.get(1)?, last_position: row.get(2)? })
-                })?;
-                Ok(rows.collect::<Result<_, _>>()?)
+                };
+                // The first page has no bound: a time is whatever a turn says, the latest that there is included.
+                let page = match after {
+                    None => transaction
+                        .prepare_cached(
+                            "SELECT conversation, last_at, last_position FROM conversations
+                             ORDER BY last_at DESC, conversation DESC LIMIT ?1",
+                        )?
+                        .query_map([limit], conversation)?
+                        .collect::<Result<_, _>>()?,
+                    Some(after) => transaction
+                        .prepare_cached(
+                            "SELECT conversation, last_at, last_position FROM conversations
+                             WHERE (last_at, conversation) < (?1, ?2) ORDER BY last_at DESC, conversation DESC LIMIT ?3",
+                        )?
+                        .query_map(params![after.last_at, after.conversation, limit], conversation)?
+                        .collect::<Result<_, _>>()?,
+                };
+                Ok(page)
             })
             .await
     }

@@ -13,7 +13,7 @@ use crate::view::{self, Embeddings};
 
 /// First and longest pause after a transient error of the log.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 /// Reads until shutdown, or until the log says that reading on is of no use.
 ///

@@ -23,7 +23,9 @@ const WAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
     /// All of it when the process dies (kill -9, a panic): the operating system has the bytes. When the machine loses
-    /// power the last commits may be gone; the file stays sound. This is what the embedded log promises by default.
+    /// power the last commits may be gone, up to the last checkpoint; the file stays sound. The embedded log's default
+    /// loses a second at most: contexts may then be behind the committed offset, and processors refuse to start until
+    /// `undertone contexts rebuild` has run. Who cannot live with that chooses [`Durability::Power`].
     #[default]
     Kill,
     /// All of it when the machine loses power too: every commit waits for the disk.

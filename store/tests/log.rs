@@ -229,6 +229,40 @@ async fn acknowledged_records_survive_a_crash_of_the_broker_and_readers_go_on() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn errors_of_an_outage_do_not_stand_before_what_comes_after_it() {
+    let Log { dir, broker, kafka } = Log::start().await;
+    let limits = ProducerLimits { delivery_timeout: Duration::from_secs(3), ..ProducerLimits::default() };
+    let producer = Producer::connect(&kafka, &limits).unwrap();
+    let mut tail = Tail::open(&kafka, TOPIC, From::End).await.unwrap();
+    let mut reader = GroupReader::join(&kafka, "g", TOPIC).unwrap();
+    producer.append(record(1, "k", "before")).await.unwrap();
+    assert_eq!(next(&mut tail).await, (1, 0, "before".to_owned()));
+    assert_eq!(read(&mut reader, 1).await, ["before"]);
+    reader.commit().await.unwrap();
+    let listen = broker.address();
+    drop(broker);
+    // As long as this takes to be given up, the clients try to connect, and nobody reads their errors.
+    let late = producer.append(record(0, "k", "late")).await.unwrap_err();
+    assert!(late.is_transient(), "{late}");
+    let _broker = Broker::start(Config { listen, ..Config::new(dir.path()) }).await.unwrap();
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while let Err(error) = producer.append(record(1, "k", "after")).await {
+        assert!(error.is_transient() && tokio::time::Instant::now() < until, "{error}");
+    }
+    let mut errors = 0;
+    loop {
+        match tokio::time::timeout(PATIENCE, tail.next()).await.expect("a record comes in time") {
+            Ok(message) if message.value.as_deref() == Some(b"after") => break,
+            Ok(_) => {}
+            Err(error) => errors += usize::from(error.is_transient()),
+        }
+    }
+    assert!(errors <= 2, "{errors} errors stood before the record");
+    while !read(&mut reader, 1).await.iter().any(|value| value == "after") {}
+    reader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tail_from_the_end_sees_only_what_comes_after_and_knows_where_it_is() {
     let log = Log::start().await;
     let producer = log.producer();

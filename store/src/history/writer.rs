@@ -36,7 +36,7 @@ pub struct Config {
 }
 
 /// Longest pause between two tries.
-pub const PAUSE_MAX: Duration = Duration::from_secs(5);
+pub const PAUSE_MAX: Duration = Duration::from_millis(500);
 
 impl Config {
     /// Settings that suit one history beside a log.
@@ -185,7 +185,8 @@ impl Writer {
             offset = reject.offset,
             "set aside a record that is no enriched turn"
         );
-        self.meters.rejects.add(1, &[KeyValue::new("reason", reject.reason.clone())]);
+        let labels = [KeyValue::new("role", "history"), KeyValue::new("reason", reject.reason.clone())];
+        self.meters.rejects.add(1, &labels);
         let mut patience = Patience::new(&self.config);
         loop {
             match self.rejects.append(record(reject, value.clone())).await {
@@ -309,8 +310,8 @@ impl Meters {
         Meters {
             turns: meter.u64_counter("undertone.history.turns").with_description("Turns kept.").build(),
             rejects: meter
-                .u64_counter("undertone.history.rejects")
-                .with_description("Records of the enriched topic that were no enriched turns, by reason.")
+                .u64_counter("undertone.rejects")
+                .with_description("Inputs at fault, by role and reason.")
                 .build(),
             batch_turns: meter
                 .u64_histogram("undertone.history.batch.turns")

@@ -110,16 +110,24 @@ impl GroupReader {
         match tokio::time::timeout(wait, self.polled.recv()).await {
             Err(_) => return Ok(batch),
             Ok(None) => return Err(LogError::Fatal("the reader has ended".to_owned())),
-            Ok(Some(Polled::Failed(error))) => return Err(error),
             Ok(Some(first)) => self.take(first, &mut batch),
         }
-        while batch.len() < max && self.pending.is_none() {
+        // Every failed try to connect leaves a transient error behind: all that wait are one piece of news, and none at
+        // all once something else stands behind them. Otherwise a reader that pauses at each would come back the later
+        // the longer the brokers were away.
+        while batch.len() < max && self.pending.as_ref().is_none_or(LogError::is_transient) {
             match self.polled.try_recv() {
                 Ok(next) => self.take(next, &mut batch),
                 Err(_) => break,
             }
         }
-        Ok(batch)
+        match self.pending.take() {
+            Some(error) if batch.is_empty() => Err(error),
+            pending => {
+                self.pending = pending.filter(|error| !error.is_transient());
+                Ok(batch)
+            }
+        }
     }
 
     fn take(&mut self, polled: Polled, batch: &mut Vec<Message>) {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::error::KafkaError;
@@ -13,6 +14,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::client::{self, ANSWER_WITHIN, Logged, blocking, owned, with_properties};
 use super::error::classify;
 use super::{Kafka, LogError, Message};
+
+/// Transient errors that one call of [`Tail::next`] passes over at most.
+const ERRORS_PASSED_MAX: usize = 256;
 
 /// Where to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +79,20 @@ impl Tail {
     /// As [`LogError`] says.
     pub async fn next(&mut self) -> Result<Message, LogError> {
         let Some(consumer) = &self.consumer else { unreachable!("only drop takes the consumer") };
-        let message = consumer.recv().await.map_err(|error| classify(&error))?;
+        let mut received = consumer.recv().await;
+        // Every failed try to connect leaves a transient error behind: all that wait are one piece of news, and none at
+        // all once a record stands behind them. Otherwise a reader that pauses at each would come back the later the
+        // longer the brokers were away.
+        for _ in 0..ERRORS_PASSED_MAX {
+            if !matches!(&received, Err(error) if classify(error).is_transient()) {
+                break;
+            }
+            match tokio::time::timeout(Duration::ZERO, consumer.recv()).await {
+                Ok(behind) => received = behind,
+                Err(_) => break,
+            }
+        }
+        let message = received.map_err(|error| classify(&error))?;
         let message = owned(&message, &self.topic);
         self.positions.insert(message.partition, message.offset + 1);
         Ok(message)

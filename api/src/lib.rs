@@ -8,6 +8,8 @@
 //! Left out: listening (the caller does, on loopback until there are accounts), health and metrics endpoints, accounts
 //! and rate limits.
 
+#![warn(clippy::unwrap_used)]
+
 mod command;
 mod feed;
 mod firehose;

@@ -28,6 +28,8 @@
 //! [`Config`] and a sparse index of each partition's last segment. A start reads checkpoints and only what was appended
 //! behind them.
 
+#![warn(clippy::unwrap_used)]
+
 mod batch;
 mod connection;
 mod groups;

@@ -9,6 +9,8 @@
 //!
 //! To add a source: one parser file, one handler that calls `intake`, one route in [`Ingest::router`].
 
+#![warn(clippy::unwrap_used)]
+
 mod disk;
 mod intake;
 mod meters;

@@ -3,6 +3,8 @@
 //! The one place that names rdkafka and rusqlite. Time, ids and randomness come in as arguments, except in
 //! [`history::writer`], which is a role. What a backend promises about durability stands with [`Durability`].
 
+#![warn(clippy::unwrap_used)]
+
 pub mod context;
 pub mod history;
 pub mod log;

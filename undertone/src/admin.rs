@@ -130,7 +130,12 @@ async fn status(State(admin): State<Admin>) -> Response {
 async fn metrics(State(admin): State<Admin>) -> Response {
     match admin.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(e) => problem(StatusCode::INTERNAL_SERVER_ERROR, "Metrics unavailable", &format!("gather metrics: {e}")),
+        Err(e) => problem(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "metrics_unavailable",
+            "Metrics unavailable",
+            &format!("gather metrics: {e}"),
+        ),
     }
 }
 
@@ -138,6 +143,7 @@ async fn roles(State(admin): State<Admin>, request: Request<Body>) -> Response {
     let Some(router) = admin.roles.get() else {
         let mut response = problem(
             StatusCode::SERVICE_UNAVAILABLE,
+            "starting",
             "Starting",
             "the process is starting; /readyz says what it waits for",
         );
@@ -149,9 +155,10 @@ async fn roles(State(admin): State<Admin>, request: Request<Body>) -> Response {
 }
 
 /// An RFC 9457 problem.
-fn problem(code: StatusCode, title: &str, detail: &str) -> Response {
-    let body = json!({ "type": "about:blank", "title": title, "status": code.as_u16(), "detail": detail });
-    (code, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+fn problem(status: StatusCode, code: &str, title: &str, detail: &str) -> Response {
+    let kind = format!("urn:undertone:problem:{code}");
+    let body = json!({ "type": kind, "title": title, "status": status.as_u16(), "detail": detail, "code": code });
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! [`up`] is the heart: it starts the roles of a process from values alone, so that two pipelines fit in one process.
 //! [`cli`] is the one place that touches what is global: arguments, signals, standard output, the log's subscriber.
 
+#![warn(clippy::unwrap_used)]
+
 pub mod up;
 pub mod config;
 pub mod cli;

@@ -114,6 +114,20 @@ fn refused(error: &toml::de::Error) -> Error {
     Error::Value(format!("{key}: {}{mend}", error.message()))
 }
 
+/// A variable with single underscores that would name a key with double ones is refused; others are somebody else's.
+fn meant(name: &str, defaults: &Table) -> Result<(), Error> {
+    for (section, keys) in defaults.iter().filter_map(|(section, value)| Some((section, value.as_table()?))) {
+        for key in keys.keys() {
+            let right = format!("{PREFIX}{section}__{key}").to_uppercase();
+            if name != right && name == right.replace("__", "_") {
+                let (what, mend) = (format!("variable {name} sets nothing"), format!("write {right}"));
+                return Err(Error::Conflict { what, mend });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// As [`load`], before secrets are read from their files and values are checked: what `config print` shows.
 ///
 /// # Errors
@@ -126,8 +140,10 @@ pub fn table(file: Option<&Path>, variables: impl IntoIterator<Item = (String, S
         let overlay = parse(path, &text, &defaults)?;
         merge(&mut merged, overlay);
     }
-    let mut variables: Vec<(String, String)> = variables.into_iter().filter(|(k, _)| k.starts_with(PREFIX)).collect();
+    let mut variables: Vec<(String, String)> = variables.into_iter().collect();
     variables.sort();
+    variables.iter().try_for_each(|(name, _)| meant(name, &defaults))?;
+    variables.retain(|(name, _)| name.starts_with(PREFIX));
     for (name, text) in variables {
         let overlay = variable(&name, &text, &defaults)?;
         merge(&mut merged, overlay);

@@ -54,6 +54,13 @@ fn unknown_variable_is_refused_with_the_nearest_name() {
 }
 
 #[test]
+fn variable_with_single_underscores_is_refused_with_the_right_name_and_others_are_left_alone() {
+    let error = with_variable("UNDERTONE_HTTP_LISTEN", "127.0.0.1:1").unwrap_err().to_string();
+    assert!(error.contains("UNDERTONE__HTTP__LISTEN"), "{error}");
+    with_variable("UNDERTONE_PORT_8080_TCP", "tcp://10.0.0.1:8080").unwrap();
+}
+
+#[test]
 fn secret_that_looks_like_a_number_still_loads_as_text() {
     for number in ["12345", "0x1F", "1_000", "1e5", "true", "1979-05-27"] {
         let config = with_file(&format!("[telegram.bots.b]\nwebhook_secret = {number}\n"));

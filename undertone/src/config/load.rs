@@ -295,6 +295,16 @@ fn wrong(place: &str, path: &[String], wanted: &'static str) -> Error {
     Error::Type { place: place.to_owned(), key: path.join("."), wanted }
 }
 
+/// A list of texts, as in the file (`["a", "b"]`) or with commas between them (`a,b`).
+fn texts(text: &str) -> Option<Value> {
+    if text.trim_start().starts_with('[') {
+        let list: Table = format!("list = {text}").parse().ok()?;
+        return list.get("list").filter(|list| list.as_array().is_some_and(|l| l.iter().all(Value::is_str))).cloned();
+    }
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
+}
+
 /// The one setting that a variable names, as a table to lay over the others.
 fn variable(name: &str, text: &str, defaults: &Table) -> Result<Table, Error> {
     let parts: Vec<String> = name[PREFIX.len()..].split("__").map(str::to_lowercase).collect();
@@ -311,10 +321,7 @@ fn variable(name: &str, text: &str, defaults: &Table) -> Result<Table, Error> {
         Known::Leaf(Value::Integer(_)) => text.trim().parse().ok().map(Value::Integer),
         Known::Leaf(Value::Float(_)) => text.trim().parse().ok().map(Value::Float),
         Known::Leaf(Value::Boolean(_)) => text.trim().parse().ok().map(Value::Boolean),
-        Known::Leaf(Value::Array(_)) => {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
-        }
+        Known::Leaf(Value::Array(_)) => texts(text),
         _ => None,
     };
     let wanted = if let Known::Leaf(default) = &known { kind(default) } else { "the name of one setting" };

@@ -61,6 +61,15 @@ fn variable_with_single_underscores_is_refused_with_the_right_name_and_others_ar
 }
 
 #[test]
+fn a_list_is_given_by_variable_as_in_the_file_or_with_commas() {
+    for text in [r#"["encode", "emotion"]"#, "encode,emotion", " encode , emotion "] {
+        let config = with_variable("UNDERTONE__PROCESSORS__STAGES", text).unwrap();
+        assert_eq!(config.processors.stages, ["encode", "emotion"], "{text}");
+    }
+    with_variable("UNDERTONE__PROCESSORS__STAGES", r#"["encode""#).unwrap_err();
+}
+
+#[test]
 fn secret_that_looks_like_a_number_still_loads_as_text() {
     for number in ["12345", "0x1F", "1_000", "1e5", "true", "1979-05-27"] {
         let config = with_file(&format!("[telegram.bots.b]\nwebhook_secret = {number}\n"));

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use schemas::{Codec, Tier};
 use store::context::{Attempt, ContextError, Contexts, Epoch};
-use store::log::transact::{Event, Settings, Transactor};
+use store::log::transact::{CommitError, Event, Settings, Standing, Transactor};
 use store::log::{Kafka, LogError, Message};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -155,7 +155,9 @@ impl Runner {
                     // the group refuses the next commit, and the next poll says who they went to.
                     let partitions: Vec<i32> = owned.keys().copied().collect();
                     self.leave(&mut owned)?;
-                    self.take(&mut transactor, &partitions, &mut owned)?;
+                    if !partitions.is_empty() {
+                        self.take(&mut transactor, &partitions, &mut owned)?;
+                    }
                 }
             }
         }
@@ -230,7 +232,8 @@ impl Runner {
         Ok(if messages.is_empty() { Collected::Nothing } else { Collected::Batch(messages) })
     }
 
-    /// Takes over partitions: an epoch first, then where to start, then a mark that work goes on.
+    /// Takes over partitions: an epoch first, then where to start, whether they are still ours, and a mark that work goes
+    /// on. If they are not, none is owned, and the next poll says so.
     fn take(
         &self,
         transactor: &mut Transactor,
@@ -243,6 +246,9 @@ impl Runner {
             assigned.insert(*partition, self.wait(self.contexts.assign(self.chain.name(), *partition))?);
         }
         let Some(standing) = self.patiently(|| transactor.standing(partitions))? else { return Ok(()) };
+        if !self.is_member(transactor, &standing)? {
+            return Ok(());
+        }
         let mut starts = BTreeMap::new();
         for (partition, assigned) in assigned {
             let next = start(&self.plan.input, partition, standing[&partition], assigned.watermark)?;
@@ -260,6 +266,25 @@ impl Runner {
         }
         tracing::info!(partitions = ?starts.keys().collect::<Vec<_>>(), "took over partitions");
         Ok(())
+    }
+
+    /// Whether the group still counts this process as the one that was given the partitions, asked after the epochs
+    /// were issued: whoever gets them later has later epochs, so from here on an older owner cannot write. The question
+    /// is a commit of what is committed already; a group that has committed nothing cannot be asked in this way.
+    fn is_member(&self, transactor: &mut Transactor, standing: &BTreeMap<i32, Standing>) -> Result<bool, RunError> {
+        let committed = |(partition, standing): (&i32, &Standing)| Some((*partition, standing.committed?));
+        let committed: BTreeMap<i32, i64> = standing.iter().filter_map(committed).collect();
+        if committed.is_empty() {
+            return Ok(true);
+        }
+        match transactor.commit(&[], &committed) {
+            Ok(()) => Ok(true),
+            Err(CommitError::Aborted(cause)) => {
+                tracing::info!(cause, "the partitions are no longer ours");
+                Ok(false)
+            }
+            Err(CommitError::Fatal(error)) => Err(error.into()),
+        }
     }
 
     /// Leaves partitions in an orderly way: the next owner need not be careful, unless this one still was.

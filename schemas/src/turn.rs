@@ -125,7 +125,7 @@ pub struct Skipped {
     pub reason: String,
 }
 
-/// Namespace of turn ids: UUIDv5 of the DNS namespace and `turn.undertone.dev`.
+/// Namespace of turn ids: drawn once for them. It never changes, or a message that is sent again would be another turn.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6d0d_3f0a_6e0e_5d8f_9a35_0c1e_6a4f_7b21);
 
 /// The id of a turn: UUIDv5 of source, conversation, bot or sender, and the source's own id, so that the same message

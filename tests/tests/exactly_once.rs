@@ -15,6 +15,7 @@ use schemas::topic::{REJECTS, TURNS_ENRICHED};
 use schemas::{Reject, Skipped, Tier, Turn};
 use store::context::{Attempt, Contexts};
 use store::log::Admin;
+use store::log::transact::{CommitError, Event, Settings, Transactor};
 use tests::{Log, PATIENCE, turn};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -267,6 +268,41 @@ async fn a_role_whose_epoch_was_taken_takes_a_new_one_if_the_partition_is_still_
     let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 2).await.into_iter().map(|(_, turn)| turn).collect();
     assert_in_order(&enriched, "a", 2);
     role.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_lost_its_partition_is_not_confirmed_and_cannot_commit() {
+    let log = Log::start(1, &[]).await;
+    log.say(&turn("a", "1", "hello")).await;
+    let kafka = log.kafka.clone();
+    let settings = move |id: &str| Settings {
+        group: GROUP.to_owned(),
+        topic: schemas::topic::TURNS_RECEIVED.to_owned(),
+        transactional_id: id.to_owned(),
+        transaction_timeout: Duration::from_secs(10),
+        session_timeout: Duration::from_secs(6),
+        work_time_max: Duration::from_secs(6),
+        fetch_ahead_bytes_max: 1 << 20,
+    };
+    let work = move || {
+        let joined = |transactor: &mut Transactor| loop {
+            if let Ok(Some(Event::Assigned(partitions))) = transactor.poll(Duration::from_millis(50)) {
+                assert_eq!(partitions, [0]);
+                return;
+            }
+        };
+        let mut zombie = Transactor::connect(&kafka, &settings("zombie")).unwrap();
+        joined(&mut zombie);
+        zombie.commit(&[], &BTreeMap::from([(0, 0)])).unwrap();
+        // From here on the zombie does not look up; the group gives its partition away.
+        let mut owner = Transactor::connect(&kafka, &settings("owner")).unwrap();
+        joined(&mut owner);
+        owner.commit(&[], &BTreeMap::from([(0, 1)])).unwrap();
+        let late = zombie.commit(&[], &BTreeMap::from([(0, 0)]));
+        assert!(matches!(late, Err(CommitError::Aborted(_))), "{late:?}");
+        assert_eq!(owner.standing(&[0]).unwrap()[&0].committed, Some(1));
+    };
+    tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(work)).await.expect("in time").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

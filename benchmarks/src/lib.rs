@@ -1,1 +1,19 @@
-//! benchmarks
+//! What `undertone bench` runs: measurements of the whole program and of its parts beside a peer or a limit in the same
+//! run, and faults, counted. The inner loops are measured by criterion under `benches/`.
+//!
+//! Every measurement is a ratio, or stands beside what it is to be compared with; a report says how noisy it was.
+
+pub mod broker;
+pub mod faults;
+pub mod pipeline;
+
+/// What a run of a benchmark came to.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The report for people.
+    pub text: String,
+    /// The report for machines: one object.
+    pub json: serde_json::Value,
+    /// Whether what must hold held; the program ends with status 1 otherwise.
+    pub passed: bool,
+}

@@ -1,6 +1,7 @@
 //! The command line: what can be asked of the program, and the one place that speaks to the process: signals, exit
 //! codes, standard output, the log's subscriber.
 
+mod bench;
 mod commands;
 mod doctor;
 mod eval;
@@ -94,6 +95,14 @@ enum Command {
     /// Show or rebuild what is known of conversations.
     #[command(subcommand)]
     Contexts(ContextsCommand),
+    /// Measure the program beside a peer or a limit, or kill it and count.
+    Bench {
+        #[command(subcommand)]
+        command: bench::BenchCommand,
+        /// One JSON object, rather than a table.
+        #[arg(long, global = true)]
+        json: bool,
+    },
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -221,6 +230,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             models::contexts_show(&settings.load()?, &conversation)
         }
         Command::Contexts(ContextsCommand::Rebuild) => models::contexts_rebuild(settings.load()?),
+        Command::Bench { command, json } => bench::bench(&command, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "undertone", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

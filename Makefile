@@ -10,7 +10,7 @@ LIBRARY := .cache/onnxruntime/libonnxruntime.so
 PROGRAM := $(CARGO_TARGET_DIR)/release/undertone
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo build test check bench eval models
+.PHONY: help up demo build test test-kafka check bench eval models
 
 help: ## Print this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ build: $(LIBRARY) ## Build the program: target/release/undertone.
 
 test: $(LIBRARY) ## Run the whole test suite, on embedded parts.
 	$(CARGO) test --workspace --locked
+
+test-kafka: build ## Run what is about the log on an Apache Kafka, installed into .servers/ (needs Java, Maven).
+	deploy/servers/kafka with tests/kafka $(PROGRAM)
 
 check: $(LIBRARY) ## Format, lints and documentation, as CI checks them.
 	$(CARGO) fmt --check

@@ -1,29 +1,24 @@
-//! The history role against the embedded broker: what it keeps, what it sets aside, and that it goes on where it was.
+//! The history role: what it keeps, what it sets aside, and that it goes on where it was; on the embedded broker, and on
+//! the Apache Kafka that `UNDERTONE_TEST_KAFKA` names.
 
-use std::time::Duration;
-
-use broker::{Broker, Config};
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use schemas::{Codec, Reject, Turn, topic, turn_id};
 use store::history::writer::{self, WriterError};
 use store::history::{History, Page};
 use store::log::{Admin, From, Kafka, Producer, ProducerLimits, Record, Tail, TopicSpec};
+use tests::{PATIENCE, Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Every wait of a test ends within this time.
 /// Milliseconds since the Unix epoch, once: a record from long ago would fall to retention within the test.
 static NOW: std::sync::LazyLock<i64> = std::sync::LazyLock::new(|| {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     i64::try_from(since.as_millis()).unwrap()
 });
 
-const PATIENCE: Duration = Duration::from_secs(30);
-
 struct House {
-    _dir: tempfile::TempDir,
-    _broker: Broker,
+    _server: Server,
     kafka: Kafka,
     producer: Producer,
     codec: Codec,
@@ -32,9 +27,8 @@ struct House {
 
 impl House {
     async fn start() -> House {
-        let dir = tempfile::tempdir().unwrap();
-        let broker = Broker::start(Config::new(dir.path())).await.unwrap();
-        let kafka = Kafka { bootstrap: broker.bootstrap(), ..Kafka::default() };
+        let server = Server::start().await;
+        let kafka = server.kafka.clone();
         let topics = [topic::TURNS_ENRICHED, topic::REJECTS].map(|name| TopicSpec {
             name: name.to_owned(),
             partitions: 2,
@@ -44,7 +38,7 @@ impl House {
         Admin::connect(&kafka).unwrap().create(&topics).await.unwrap();
         let producer = Producer::connect(&kafka, &ProducerLimits::default()).unwrap();
         let history = History::in_memory().await.unwrap();
-        House { _dir: dir, _broker: broker, kafka, producer, codec: Codec::embedded(), history }
+        House { _server: server, kafka, producer, codec: Codec::embedded(), history }
     }
 
     fn role(&self) -> (JoinHandle<Result<(), WriterError>>, CancellationToken) {

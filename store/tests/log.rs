@@ -1,9 +1,9 @@
-//! What the log promises, against the embedded broker through the real client.
+//! What the log promises, through the real client: on the embedded broker, and on the Apache Kafka that
+//! `UNDERTONE_TEST_KAFKA` names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use broker::{Broker, Config};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
@@ -11,6 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use store::log::{
     Admin, AppendError, From, GroupReader, Kafka, LogError, Place, Producer, ProducerLimits, Record, Tail, TopicSpec,
 };
+use tests::{PATIENCE, Server};
 
 /// Milliseconds since the Unix epoch, once: a record from long ago would fall to retention within the test.
 static NOW: std::sync::LazyLock<i64> = std::sync::LazyLock::new(|| {
@@ -19,36 +20,24 @@ static NOW: std::sync::LazyLock<i64> = std::sync::LazyLock::new(|| {
 });
 
 const TOPIC: &str = "turns";
-/// Every wait of a test ends within this time.
-const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A broker with one topic of two partitions, and how to reach it.
+/// A server with one topic of two partitions, and how to reach it.
 struct Log {
-    dir: tempfile::TempDir,
-    broker: Broker,
+    server: Server,
     kafka: Kafka,
 }
 
 impl Log {
     async fn start() -> Log {
-        let dir = tempfile::tempdir().unwrap();
-        let broker = Broker::start(Config::new(dir.path())).await.unwrap();
-        let kafka = Kafka { bootstrap: broker.bootstrap(), ..Kafka::default() };
-        let log = Log { dir, broker, kafka };
+        let server = Server::start().await;
+        let kafka = server.kafka.clone();
+        let log = Log { server, kafka };
         Admin::connect(&log.kafka).unwrap().create(&[topic(TOPIC, 2, &[])]).await.unwrap();
         log
     }
 
     fn producer(&self) -> Producer {
         Producer::connect(&self.kafka, &ProducerLimits::default()).unwrap()
-    }
-
-    /// Ends the broker as a crash would and starts it again on the same port.
-    async fn restart(self) -> Log {
-        let listen = self.broker.address();
-        drop(self.broker);
-        let broker = Broker::start(Config { listen, ..Config::new(self.dir.path()) }).await.unwrap();
-        Log { broker, ..self }
     }
 }
 
@@ -216,12 +205,13 @@ async fn record_at_fault_is_told_from_a_log_that_is_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_records_survive_a_crash_of_the_broker_and_readers_go_on() {
-    let log = Log::start().await;
+    let mut log = Log::start().await;
     let producer = log.producer();
     let mut tail = Tail::open(&log.kafka, TOPIC, From::End).await.unwrap();
     producer.append(record(1, "k", "before")).await.unwrap();
     assert_eq!(next(&mut tail).await, (1, 0, "before".to_owned()));
-    let log = log.restart().await;
+    log.server.crash().await;
+    log.server.start_again().await;
     let place = producer.append(record(1, "k", "after")).await.unwrap();
     assert_eq!(place, Place { partition: 1, offset: 1 });
     assert_eq!(next(&mut tail).await, (1, 1, "after".to_owned()));
@@ -230,7 +220,7 @@ async fn acknowledged_records_survive_a_crash_of_the_broker_and_readers_go_on() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_of_an_outage_do_not_stand_before_what_comes_after_it() {
-    let Log { dir, broker, kafka } = Log::start().await;
+    let Log { mut server, kafka } = Log::start().await;
     let limits = ProducerLimits { delivery_timeout: Duration::from_secs(3), ..ProducerLimits::default() };
     let producer = Producer::connect(&kafka, &limits).unwrap();
     let mut tail = Tail::open(&kafka, TOPIC, From::End).await.unwrap();
@@ -239,12 +229,11 @@ async fn errors_of_an_outage_do_not_stand_before_what_comes_after_it() {
     assert_eq!(next(&mut tail).await, (1, 0, "before".to_owned()));
     assert_eq!(read(&mut reader, 1).await, ["before"]);
     reader.commit().await.unwrap();
-    let listen = broker.address();
-    drop(broker);
+    server.crash().await;
     // As long as this takes to be given up, the clients try to connect, and nobody reads their errors.
     let late = producer.append(record(0, "k", "late")).await.unwrap_err();
     assert!(late.is_transient(), "{late}");
-    let _broker = Broker::start(Config { listen, ..Config::new(dir.path()) }).await.unwrap();
+    server.start_again().await;
     let until = tokio::time::Instant::now() + PATIENCE;
     while let Err(error) = producer.append(record(1, "k", "after")).await {
         assert!(error.is_transient() && tokio::time::Instant::now() < until, "{error}");

@@ -1,35 +1,34 @@
-//! What the tests of the whole system share: an embedded broker with Undertone's topics, writers and readers of turns.
+//! What the tests of the whole system share: a server of the log, embedded or real, Undertone's topics on it, writers
+//! and readers of turns.
+
+mod server;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::{Broker, Config};
 use schemas::{Codec, Payload, Turn};
+pub use server::Server;
 use store::log::{Admin, From, Kafka, Message, Place, Producer, ProducerLimits, Record, Tail, TopicSpec};
-use tempfile::TempDir;
 
 /// Longest wait for anything in a test; reaching it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An embedded broker on a folder of its own, with Undertone's topics.
+/// A log with Undertone's topics.
 pub struct Log {
-    /// The broker; taken out to kill it.
-    pub broker: Option<Broker>,
+    /// What it runs on.
+    pub server: Server,
     /// How to reach it.
     pub kafka: Kafka,
     /// Reads and writes values.
     pub codec: Arc<Codec>,
     producer: Producer,
-    folder: TempDir,
 }
 
 impl Log {
-    /// A fresh one.
+    /// A fresh one. On an Apache Kafka a test has one at a time.
     pub async fn start(partitions: i32, cuts: &[&str]) -> Log {
-        let folder = tempfile::tempdir().expect("make a temporary folder");
-        let broker = Broker::start(Config::new(folder.path().join("broker"))).await.expect("start the broker");
-        let kafka = Kafka { bootstrap: broker.bootstrap(), client_id: "test".to_owned(), properties: BTreeMap::new() };
+        let server = Server::start().await;
         let topics: Vec<TopicSpec> = schemas::topic::wanted(cuts)
             .into_iter()
             .map(|topic| TopicSpec {
@@ -39,14 +38,15 @@ impl Log {
                 config: BTreeMap::from([("max.message.bytes".to_owned(), topic.max_message_bytes.to_string())]),
             })
             .collect();
+        let kafka = server.kafka.clone();
         Admin::connect(&kafka).expect("connect").create(&topics).await.expect("create topics");
         let producer = Producer::connect(&kafka, &ProducerLimits::default()).expect("connect");
-        Log { broker: Some(broker), kafka, codec: Arc::new(Codec::embedded()), producer, folder }
+        Log { server, kafka, codec: Arc::new(Codec::embedded()), producer }
     }
 
     /// A folder for the test's other files.
     pub fn folder(&self) -> &std::path::Path {
-        self.folder.path()
+        self.server.folder()
     }
 
     /// Appends a turn to `turns.received`, as intake does.

@@ -1,14 +1,12 @@
-//! The journey of a turn from the webhook to the socket, through every role in this process on embedded parts, with the
-//! real models.
-
-use std::path::Path;
+//! The journey of a turn from the webhook to the socket, through every role in this process, with the real models; on
+//! the embedded broker, and on the Apache Kafka that `UNDERTONE_TEST_KAFKA` names.
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use schemas::topic::{FEEDBACK, REJECTS, TURNS_ENRICHED, TURNS_RECEIVED};
 use schemas::{Codec, Feedback, Payload, Reject, TraceParent, Turn};
 use serde_json::{Value, json};
 use store::log::{From, Kafka, Message, Producer, ProducerLimits, Record, Tail};
-use tests::PATIENCE;
+use tests::{PATIENCE, Server};
 use tokio_tungstenite::tungstenite::Message as Frame;
 use undertone::config::Config;
 use undertone::up::{self, Running};
@@ -18,8 +16,13 @@ type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStre
 const SECRET: &str = "0123456789";
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-async fn started(dir: &Path) -> Running {
-    let mut config = Config::at(dir);
+/// Everything in this process but, where the test runs on an Apache Kafka, the broker.
+async fn started(server: &Server) -> Running {
+    let mut config = Config::at(server.folder());
+    if let Some(bootstrap) = server.apache() {
+        config.kafka.bootstrap = bootstrap.to_owned();
+        config.context.only_machine = true;
+    }
     let bot = undertone::config::Bot { webhook_secret: SECRET.into() };
     config.telegram.bots.insert("helper".to_owned(), bot);
     up::start(config, &[]).await.unwrap_or_else(|error| panic!("start: {error:#}"))
@@ -91,8 +94,8 @@ fn header<'m>(message: &'m Message, name: &str) -> &'m str {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_goes_from_the_webhook_to_the_socket_under_one_trace() {
-    let dir = tempfile::tempdir().unwrap();
-    let running = started(dir.path()).await;
+    let server = Server::for_program().await;
+    let running = started(&server).await;
     let mut socket = follow(&running, "telegram:helper:7", None).await;
     event(&mut socket, "following").await;
 
@@ -125,8 +128,8 @@ async fn a_turn_goes_from_the_webhook_to_the_socket_under_one_trace() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_update_sent_twice_is_one_turn_and_what_is_no_turn_is_not_lost() {
-    let dir = tempfile::tempdir().unwrap();
-    let running = started(dir.path()).await;
+    let server = Server::for_program().await;
+    let running = started(&server).await;
     let mut socket = follow(&running, "telegram:helper:7", None).await;
     event(&mut socket, "following").await;
 
@@ -160,8 +163,8 @@ async fn an_update_sent_twice_is_one_turn_and_what_is_no_turn_is_not_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_in_the_log_is_passed_by_and_kept() {
-    let dir = tempfile::tempdir().unwrap();
-    let running = started(dir.path()).await;
+    let server = Server::for_program().await;
+    let running = started(&server).await;
     let mut socket = follow(&running, "room", None).await;
     event(&mut socket, "following").await;
     let producer = Producer::connect(&kafka(&running), &ProducerLimits::default()).unwrap();
@@ -183,8 +186,8 @@ async fn poison_in_the_log_is_passed_by_and_kept() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_comes_back_after_a_crash_misses_nothing_and_sees_nothing_twice() {
-    let dir = tempfile::tempdir().unwrap();
-    let running = started(dir.path()).await;
+    let server = Server::for_program().await;
+    let running = started(&server).await;
     let mut socket = follow(&running, "telegram:helper:7", None).await;
     event(&mut socket, "following").await;
     for n in 1..=3 {
@@ -200,7 +203,7 @@ async fn a_client_that_comes_back_after_a_crash_misses_nothing_and_sees_nothing_
     assert_eq!(call(&running, update(4, 7, "number 4").to_string()).await, 200);
     running.kill();
 
-    let running = started(dir.path()).await;
+    let running = started(&server).await;
     assert_eq!(call(&running, update(4, 7, "number 4").to_string()).await, 200, "Telegram sends it again");
     assert_eq!(call(&running, update(5, 7, "number 5").to_string()).await, 200);
     let mut socket = follow(&running, "telegram:helper:7", Some(&token)).await;

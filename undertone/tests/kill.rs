@@ -1,7 +1,8 @@
 //! The program as users run it: the real binary, killed with SIGKILL at any moment, ended by signals, failing to start.
 //!
 //! What survives is compared with what was sent: on the log as a committed reader sees it, and in the history over
-//! HTTP. The moments of the kills come from a seed that is printed; `UNDERTONE_TEST_SEED` repeats a run.
+//! HTTP. The moments of the kills come from a seed that is printed; `UNDERTONE_TEST_SEED` repeats a run. On the embedded
+//! broker, and on the Apache Kafka that `UNDERTONE_TEST_KAFKA` names, but for what is in `embedded`.
 #![expect(clippy::print_stdout, reason = "the seed and the moments of a run that failed must be told")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -14,6 +15,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use schemas::{Codec, Turn, topic};
 use serde_json::{Value, json};
 use store::log::{Admin, From, Kafka, Tail};
+use tests::Server;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::pipe;
 use tokio_tungstenite::tungstenite::Message;
@@ -55,6 +57,12 @@ fn command(dir: &Path) -> Command {
     command
 }
 
+/// Settings that point the program to a log outside of it.
+fn on(bootstrap: Option<&str>) -> Vec<(&'static str, &str)> {
+    let of = |bootstrap| [("UNDERTONE__KAFKA__BOOTSTRAP", bootstrap), ("UNDERTONE__CONTEXT__ONLY_MACHINE", "true")];
+    bootstrap.into_iter().flat_map(of).collect()
+}
+
 /// The other end of a stream of a child.
 fn pipe_of(end: impl Into<OwnedFd>) -> pipe::Receiver {
     pipe::Receiver::from_owned_fd(end.into()).unwrap()
@@ -81,8 +89,9 @@ impl Drop for Ended {
 }
 
 impl Program {
-    async fn start(dir: &Path) -> Program {
-        Program::run(dir, &["up"], &[]).await
+    /// Every role in one process but, where the test runs on an Apache Kafka, the broker.
+    async fn start(server: &Server) -> Program {
+        Program::run(server.folder(), &["up"], &on(server.apache())).await
     }
 
     /// Reads what it prints until it is ready.
@@ -205,13 +214,13 @@ fn seed() -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_moment_it_loses_nothing_and_doubles_nothing() {
-    let dir = tempfile::tempdir().unwrap();
+    let server = Server::for_program().await;
     let mut state = seed();
     let all = (0..TURNS_PER_ROOM).flat_map(|number| (0..ROOMS).map(move |room| Frame { room, number }));
     let mut frames: VecDeque<Frame> = all.collect();
     let total = frames.len();
     for kill in 1..=KILLS {
-        let program = Program::start(dir.path()).await;
+        let program = Program::start(&server).await;
         let mut socket = program.socket().await;
         let after = random(&mut state) % KILL_AFTER_MICROS_MAX[kill % KILL_AFTER_MICROS_MAX.len()];
         let left = total - total * kill / (KILLS + 1);
@@ -224,7 +233,7 @@ async fn killed_at_any_moment_it_loses_nothing_and_doubles_nothing() {
         println!("kill {kill} after {after} µs, {} of {total} acknowledged", total - frames.len());
         drop(program.child);
     }
-    let program = Program::start(dir.path()).await;
+    let program = Program::start(&server).await;
     let mut socket = program.socket().await;
     tokio::time::timeout(PATIENCE, speak(&mut socket, &mut frames, 0)).await.expect("every frame is acknowledged");
     assert!(frames.is_empty());
@@ -291,8 +300,8 @@ async fn expect_history(program: &Program, room: usize, wanted: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_drains_even_with_open_sockets() {
-    let dir = tempfile::tempdir().unwrap();
-    let program = Program::start(dir.path()).await;
+    let server = Server::for_program().await;
+    let program = Program::start(&server).await;
     let mut socket = program.socket().await;
     let mut frames: VecDeque<Frame> = (0..WINDOW).map(|number| Frame { room: 0, number }).collect();
     tokio::time::timeout(PATIENCE, speak(&mut socket, &mut frames, 0)).await.expect("acknowledged in time");
@@ -309,8 +318,10 @@ async fn sigterm_drains_even_with_open_sockets() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn second_signal_ends_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let program = Program::run(dir.path(), &["up"], &[("UNDERTONE__TELEGRAM__BOTS__B__WEBHOOK_SECRET", "s")]).await;
+    let server = Server::for_program().await;
+    let mut variables = on(server.apache());
+    variables.push(("UNDERTONE__TELEGRAM__BOTS__B__WEBHOOK_SECRET", "s"));
+    let program = Program::run(server.folder(), &["up"], &variables).await;
     // A call whose body does not come holds up the drain, so that there is something to cut short.
     let mut held = tokio::net::TcpStream::connect(program.authority()).await.unwrap();
     let head = format!(
@@ -329,32 +340,16 @@ async fn second_signal_ends_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn start_that_fails_says_the_mend_and_exits_with_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = taken.local_addr().unwrap().to_string();
-    for (variable, value, mend) in [
-        ("UNDERTONE__HTTP__LISTEN", port.as_str(), "[http] listen"),
-        ("UNDERTONE__BROKER__LISTEN", port.as_str(), "[broker]"),
-        ("UNDERTONE__MODELS__DIR", "/nonexistent", "[models] dir"),
-        ("UNDERTONE__HTTP__LISTNE", "", "did you mean http.listen?"),
-    ] {
-        let mut command = command(dir.path());
-        command.arg("up").env(variable, value);
-        let (code, said) = failing(command).await;
-        assert_eq!(code, Some(1), "{variable}: {said}");
-        assert!(said.contains(mend), "{variable}: {said}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn role_that_fails_ends_the_process_with_the_reason() {
-    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let log = Program::run(dir.path(), &["run", "broker"], &[]).await;
+    let (server, dir) = (Server::for_program().await, tempfile::tempdir().unwrap());
+    let log = match server.apache() {
+        Some(_) => None,
+        None => Some(Program::run(server.folder(), &["run", "broker"], &[]).await),
+    };
     let roles = ["run", "ingest", "processors", "history", "api"];
-    let variables =
-        [("UNDERTONE__KAFKA__BOOTSTRAP", log.said["kafka"].as_str()), ("UNDERTONE__CONTEXT__ONLY_MACHINE", "true")];
-    let work = Program::run(other_dir.path(), &roles, &variables).await;
+    let bootstrap = log.as_ref().map_or(server.kafka.bootstrap.as_str(), |log| &log.said["kafka"]);
+    let variables = on(Some(bootstrap));
+    let work = Program::run(dir.path(), &roles, &variables).await;
     let mut socket = work.socket().await;
     let mut frames: VecDeque<Frame> = (0..WINDOW).map(|number| Frame { room: 0, number }).collect();
     tokio::time::timeout(PATIENCE, speak(&mut socket, &mut frames, 0)).await.expect("acknowledged in time");
@@ -364,13 +359,39 @@ async fn role_that_fails_ends_the_process_with_the_reason() {
     let (code, said) = work.ended().await;
     assert_eq!(code, Some(0), "{said}");
     // The contexts are gone, and the log says that there were some: folding on would begin them anew.
-    std::fs::remove_file(other_dir.path().join("contexts.sqlite")).unwrap();
-    let mut again = command(other_dir.path());
-    again.args(roles).envs(variables);
+    std::fs::remove_file(dir.path().join("contexts.sqlite")).unwrap();
+    let mut again = command(dir.path());
+    again.args(roles).envs(variables.iter().copied());
     let (code, said) = failing(again).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("role processors failed") && said.contains("undertone contexts rebuild"), "{said}");
-    log.signal("TERM");
-    let (code, said) = log.ended().await;
-    assert_eq!(code, Some(0), "{said}");
+    if let Some(log) = log {
+        log.signal("TERM");
+        let (code, said) = log.ended().await;
+        assert_eq!(code, Some(0), "{said}");
+    }
+}
+
+/// What concerns the embedded broker alone.
+mod embedded {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn start_that_fails_says_the_mend_and_exits_with_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = taken.local_addr().unwrap().to_string();
+        for (variable, value, mend) in [
+            ("UNDERTONE__HTTP__LISTEN", port.as_str(), "[http] listen"),
+            ("UNDERTONE__BROKER__LISTEN", port.as_str(), "[broker]"),
+            ("UNDERTONE__MODELS__DIR", "/nonexistent", "[models] dir"),
+            ("UNDERTONE__HTTP__LISTNE", "", "did you mean http.listen?"),
+        ] {
+            let mut command = command(dir.path());
+            command.arg("up").env(variable, value);
+            let (code, said) = failing(command).await;
+            assert_eq!(code, Some(1), "{variable}: {said}");
+            assert!(said.contains(mend), "{variable}: {said}");
+        }
+    }
 }

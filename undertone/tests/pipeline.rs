@@ -1,11 +1,12 @@
 //! Whole pipelines in this process: they start on free ports, tell their addresses, end in order and by force, and do
-//! not meet.
+//! not meet. On the embedded broker, and on the Apache Kafka that `UNDERTONE_TEST_KAFKA` names, but for what is in
+//! `embedded`.
 
-use std::path::Path;
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
+use tests::Server;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::Message;
 use undertone::config::Config;
@@ -14,8 +15,18 @@ use undertone::up::{self, Role, Running};
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn started(dir: &Path) -> Running {
-    up::start(Config::at(dir), &[]).await.unwrap_or_else(|error| panic!("start: {error:#}"))
+/// Settings of a pipeline on this server's log.
+fn configured(server: &Server) -> Config {
+    let mut config = Config::at(server.folder());
+    if let Some(bootstrap) = server.apache() {
+        config.kafka.bootstrap = bootstrap.to_owned();
+        config.context.only_machine = true;
+    }
+    config
+}
+
+async fn started(config: Config) -> Running {
+    up::start(config, &[]).await.unwrap_or_else(|error| panic!("start: {error:#}"))
 }
 
 async fn get(running: &Running, path: &str) -> (u16, String) {
@@ -65,35 +76,12 @@ async fn converse_from(running: &Running, room: &str, texts: &[&str], new: usize
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_pipelines_in_one_process_do_not_meet() {
-    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (one, other) = (started(dir.path()).await, started(other_dir.path()).await);
-    assert_ne!(one.http(), other.http());
-    assert_ne!(one.kafka(), other.kafka());
-    let turns = converse(&one, "room", &["I love this so much", "oh no, that is terrible"]).await;
-    assert_eq!(turns[0]["position"], 1);
-    assert_eq!(turns[1]["position"], 2);
-    let valence = |turn: &Value| turn["emotion"]["valence"].as_f64().unwrap();
-    assert!(valence(&turns[0]) > 0.2 && valence(&turns[1]) < 0.0, "{turns:?}");
-    assert_eq!(get(&one, "/readyz").await.0, 200);
-    let status: Value = serde_json::from_str(&get(&one, "/status").await.1).unwrap();
-    assert_eq!(status["http"], one.http().to_string());
-    assert_eq!(status["kafka"], one.kafka());
-    assert_eq!(status["roles"], json!(["broker", "ingest", "processors", "history", "api"]));
-    assert_eq!(get(&other, "/v1/conversations").await.0, 200);
-    assert!(!get(&other, "/v1/conversations").await.1.contains("room"));
-    assert!(one.stop().await.drained);
-    assert_eq!(get(&other, "/readyz").await.0, 200, "ending one leaves the other");
-    assert!(other.stop().await.drained);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn conversation_goes_on_after_a_kill() {
-    let dir = tempfile::tempdir().unwrap();
-    let running = started(dir.path()).await;
+    let server = Server::for_program().await;
+    let running = started(configured(&server)).await;
     let before = converse(&running, "room", &["one", "two"]).await;
     running.kill();
-    let running = started(dir.path()).await;
+    let running = started(configured(&server)).await;
     assert_eq!(before[1]["position"], 2);
     // Ids of the client count from c0 again: the first two are known, so only the third becomes a turn.
     let after = converse_from(&running, "room", &["one", "two", "three"], 1).await;
@@ -104,20 +92,20 @@ async fn conversation_goes_on_after_a_kill() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_models_stop_the_start_with_the_mend() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = Config::at(dir.path());
-    config.models.dir = dir.path().join("nothing");
+    let server = Server::for_program().await;
+    let mut config = configured(&server);
+    config.models.dir = server.folder().join("nothing");
     let message = format!("{:#}", up::start(config, &[]).await.unwrap_err());
     assert!(message.contains("[models] dir"), "{message}");
     // What had begun has ended: the folder is free again.
-    assert!(started(dir.path()).await.stop().await.drained);
+    assert!(started(configured(&server)).await.stop().await.drained);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn taken_port_is_named_with_the_mend() {
-    let dir = tempfile::tempdir().unwrap();
+    let server = Server::for_program().await;
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut config = Config::at(dir.path());
+    let mut config = configured(&server);
     config.http.listen = taken.local_addr().unwrap();
     let message = format!("{:#}", up::start(config, &[]).await.unwrap_err());
     assert!(message.contains(&taken.local_addr().unwrap().to_string()), "{message}");
@@ -125,18 +113,14 @@ async fn taken_port_is_named_with_the_mend() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn roles_without_a_log_are_refused_with_the_mend() {
-    let dir = tempfile::tempdir().unwrap();
-    let message = format!("{:#}", up::start(Config::at(dir.path()), &[Role::Ingest]).await.unwrap_err());
-    assert!(message.contains("add the role broker") && message.contains("[kafka] bootstrap"), "{message}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn roles_spread_over_processes_on_one_log() {
-    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let log = up::start(Config::at(dir.path()), &[Role::Broker]).await.unwrap();
-    let mut config = Config::at(other_dir.path());
-    config.kafka.bootstrap = log.kafka().to_owned();
+    let (server, dir) = (Server::for_program().await, tempfile::tempdir().unwrap());
+    let log = match server.apache() {
+        Some(_) => None,
+        None => Some(up::start(configured(&server), &[Role::Broker]).await.unwrap()),
+    };
+    let mut config = Config::at(dir.path());
+    config.kafka.bootstrap = log.as_ref().map_or(server.kafka.bootstrap.as_str(), Running::kafka).to_owned();
     let refused = up::start(config.clone(), &[]).await.unwrap_err();
     assert!(format!("{refused:#}").contains("only_machine = true"), "{refused:#}");
     config.context.only_machine = true;
@@ -145,13 +129,15 @@ async fn roles_spread_over_processes_on_one_log() {
     let turns = converse(&work, "room", &["thank you, that is so kind"]).await;
     assert_eq!(turns[0]["emotion"]["labels"][0], "gratitude", "{turns:?}");
     assert!(work.stop().await.drained);
-    assert!(log.stop().await.drained);
+    if let Some(log) = log {
+        assert!(log.stop().await.drained);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_setting_opens_page_streams_and_webhooks_behind_a_proxy() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = Config::at(dir.path());
+    let server = Server::for_program().await;
+    let mut config = configured(&server);
     config.http.hosts_allowed = vec!["undertone.example".to_owned()];
     let webhook_secret = "s3cret".to_owned().into();
     config.telegram.bots.insert("helper".to_owned(), undertone::config::Bot { webhook_secret });
@@ -179,4 +165,39 @@ async fn one_setting_opens_page_streams_and_webhooks_behind_a_proxy() {
     let call = format!("{call}\r\nX-Telegram-Bot-Api-Secret-Token: s3cret");
     assert_eq!(ask(&running, &call).await.0, 200);
     assert!(running.stop().await.drained);
+}
+
+/// What concerns the embedded broker alone.
+mod embedded {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn two_pipelines_in_one_process_do_not_meet() {
+        let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (one, other) = (started(Config::at(dir.path())).await, started(Config::at(other_dir.path())).await);
+        assert_ne!(one.http(), other.http());
+        assert_ne!(one.kafka(), other.kafka());
+        let turns = converse(&one, "room", &["I love this so much", "oh no, that is terrible"]).await;
+        assert_eq!(turns[0]["position"], 1);
+        assert_eq!(turns[1]["position"], 2);
+        let valence = |turn: &Value| turn["emotion"]["valence"].as_f64().unwrap();
+        assert!(valence(&turns[0]) > 0.2 && valence(&turns[1]) < 0.0, "{turns:?}");
+        assert_eq!(get(&one, "/readyz").await.0, 200);
+        let status: Value = serde_json::from_str(&get(&one, "/status").await.1).unwrap();
+        assert_eq!(status["http"], one.http().to_string());
+        assert_eq!(status["kafka"], one.kafka());
+        assert_eq!(status["roles"], json!(["broker", "ingest", "processors", "history", "api"]));
+        assert_eq!(get(&other, "/v1/conversations").await.0, 200);
+        assert!(!get(&other, "/v1/conversations").await.1.contains("room"));
+        assert!(one.stop().await.drained);
+        assert_eq!(get(&other, "/readyz").await.0, 200, "ending one leaves the other");
+        assert!(other.stop().await.drained);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn roles_without_a_log_are_refused_with_the_mend() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = format!("{:#}", up::start(Config::at(dir.path()), &[Role::Ingest]).await.unwrap_err());
+        assert!(message.contains("add the role broker") && message.contains("[kafka] bootstrap"), "{message}");
+    }
 }

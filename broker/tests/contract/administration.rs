@@ -4,12 +4,12 @@ use anyhow::{Context as _, Result, ensure};
 use rdkafka::admin::{
     AlterConfig, ConfigSource, NewPartitions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
 };
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::support::{
-    PATIENCE, Server, admin, admin_options, at, block_on, client, committed, consumer, create_topic, produce, read_all,
-    unique, wait_for,
+    PATIENCE, Server, admin, admin_options, at, block_on, client, commit, committed, consumer, create_topic, produce,
+    read_all, unique, wait_for,
 };
 
 #[test]
@@ -53,7 +53,7 @@ fn a_topic_of_the_same_name_begins_anew() -> Result<()> {
     create_topic(bootstrap, &topic, 1, &[])?;
     produce(bootstrap, &topic, None, 0..10, &[])?;
     let reader: BaseConsumer = consumer(bootstrap, &group).create()?;
-    reader.commit(&at(&topic, 0, 7), CommitMode::Sync)?;
+    commit(&reader, &at(&topic, 0, 7))?;
     ensure!(block_on(admin(bootstrap).delete_topics(&[&topic], &admin_options()))?[0].is_ok());
     wait_for("the topic to be made again", || Ok(create_topic(bootstrap, &topic, 1, &[]).is_ok()))?;
     ensure!(read_all(bootstrap, &topic, 1, &[])?.is_empty());
@@ -124,7 +124,7 @@ fn groups_are_listed_and_an_empty_one_is_deleted() -> Result<()> {
     let (bootstrap, topic, group) = (server.bootstrap(), unique("listed"), unique("g"));
     create_topic(bootstrap, &topic, 1, &[])?;
     let reader: BaseConsumer = consumer(bootstrap, &group).create()?;
-    reader.commit(&at(&topic, 0, 0), CommitMode::Sync)?;
+    commit(&reader, &at(&topic, 0, 0))?;
     let listed = || {
         let groups = reader.fetch_group_list(None, PATIENCE)?;
         anyhow::Ok(groups.groups().iter().any(|listed| listed.name() == group))

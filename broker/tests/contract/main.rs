@@ -1,12 +1,11 @@
 //! The broker's contract, as the unmodified rdkafka client sees it.
 //!
-//! Every test here but those of `durability` and `limits`, and that of the broker's own settings, also holds for Apache
-//! Kafka: set `UNDERTONE_TEST_KAFKA` to the bootstrap address of one and run them again.
+//! Everything here but what is in `embedded` also holds for Apache Kafka: with `UNDERTONE_TEST_KAFKA` set to the
+//! address of one it is checked there (`make test-kafka` does that).
 
 mod administration;
-mod durability;
+mod embedded;
 mod groups;
-mod limits;
 mod records;
 mod support;
 mod transactions;

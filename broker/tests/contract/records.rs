@@ -4,14 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::support::{
-    PATIENCE, Server, at, block_on, client, committed, consumer, create_topic, produce, read_all, unique, wait_for,
+    PATIENCE, Server, at, block_on, client, commit, committed, consumer, create_topic, produce, read_all, unique,
+    wait_for,
 };
 
 const WITHIN: Timeout = Timeout::After(PATIENCE);
@@ -159,7 +160,7 @@ fn offsets_are_found_by_time_committed_reset_and_sought() -> Result<()> {
         let found = reader.offsets_for_times(at(&topic, 0, begun_ms + time_ms), PATIENCE)?;
         ensure!(found.elements()[0].offset() == expected, "{time_ms}: {found:?}");
     }
-    reader.commit(&at(&topic, 0, 40), CommitMode::Sync)?;
+    commit(&reader, &at(&topic, 0, 40))?;
     let other: BaseConsumer = consumer(bootstrap, &group).create()?;
     ensure!(committed(&other, &topic, 0)? == Offset::Offset(40));
 

@@ -13,7 +13,7 @@ use broker::{Broker, Config};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{
@@ -307,6 +307,18 @@ pub(crate) fn transactional(bootstrap: &str, id: &str, timeout_ms: u32) -> Resul
 pub(crate) fn send(producer: &Transactional, topic: &str, partition: i32, text: &str) -> Result<()> {
     let record = BaseRecord::<str, str>::to(topic).partition(partition).key(text).payload(text);
     producer.send(record).map_err(|(error, _)| error.into())
+}
+
+/// Commits, once the group has a coordinator: an Apache Kafka first makes the topic that holds the offsets.
+pub(crate) fn commit(consumer: &BaseConsumer, offsets: &TopicPartitionList) -> Result<()> {
+    use RDKafkaErrorCode::{CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator};
+    wait_for("the coordinator of the group", || match consumer.commit(offsets, CommitMode::Sync) {
+        Ok(()) => Ok(true),
+        Err(error) => match error.rdkafka_error_code() {
+            Some(CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator) => Ok(false),
+            _ => Err(error.into()),
+        },
+    })
 }
 
 /// The offset that a group has committed for a partition.

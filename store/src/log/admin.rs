@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -12,6 +12,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use super::client::{self, ANSWER_WITHIN, Logged, blocking, with_properties};
 use super::error::{classify, classify_code};
 use super::{Kafka, LogError};
+
+/// Time between two looks at whether the brokers know a topic that was created.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A topic that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +103,8 @@ impl Admin {
         Ok(topics)
     }
 
-    /// Creates the topics that are missing; those that exist stay as they are. Returns the names of the created.
+    /// Creates the topics that are missing; those that exist stay as they are. Returns the names of the created, when
+    /// they can be written and read.
     ///
     /// # Errors
     /// The brokers did not answer, or refuse a topic; others may have been created by then.
@@ -124,7 +128,8 @@ impl Admin {
                 Err((name, code)) => return Err(refused(&name, code)),
             }
         }
-        Ok(created)
+        let clients = self.clients();
+        blocking(move || await_leaders(&clients.consumer, created)).await
     }
 
     /// Oldest offset and the offset behind the newest record, by partition. Records of open transactions count.
@@ -186,6 +191,26 @@ impl Drop for Admin {
     fn drop(&mut self) {
         client::drop_aside(self.clients.take());
     }
+}
+
+/// Returns the topics when each partition has a leader: Apache Kafka's controller acknowledges a topic before the broker
+/// that is asked next knows of it.
+fn await_leaders(consumer: &BaseConsumer<Logged>, topics: Vec<String>) -> Result<Vec<String>, KafkaError> {
+    let begun = Instant::now();
+    for topic in &topics {
+        loop {
+            let metadata = consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;
+            let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
+            if !partitions.is_empty() && partitions.iter().all(|partition| partition.leader() >= 0) {
+                break;
+            }
+            if begun.elapsed() > ANSWER_WITHIN {
+                return Err(KafkaError::MetadataFetch(Code::LeaderNotAvailable));
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+    Ok(topics)
 }
 
 fn options() -> AdminOptions {

@@ -47,6 +47,8 @@ pub(crate) struct Join {
     pub(crate) rebalance_timeout: Duration,
     /// Whether the client comes back with the id that it is told (KIP-394).
     pub(crate) asks_twice: bool,
+    /// Whether the client, as leader, can be told that the assignment stays as it is.
+    pub(crate) skips_assignment: bool,
 }
 
 /// Why someone may not join; the member id is for the client to come back with.
@@ -66,6 +68,8 @@ pub(crate) struct Joined {
     pub(crate) member: String,
     /// For the leader: id, static name and metadata of everyone.
     pub(crate) members: Vec<(String, Option<String>, Bytes)>,
+    /// The assignment stays as it is, although the member leads.
+    pub(crate) skip_assignment: bool,
 }
 
 /// What a member was assigned.

@@ -7,9 +7,10 @@
 //! # What it does
 //!
 //! Produce and fetch with long polls; idempotent producers; transactions with fencing, time-outs and `read_committed`;
-//! consumer groups of the classic protocol with static members; retention, compaction, deletion of records; topic
-//! administration. Batches are kept as clients compressed them. Newer protocols (the consumer protocol of KIP-848, the
-//! second transaction protocol of KIP-890, topic ids) are not advertised, so that clients do not use them. There is no
+//! consumer groups of the classic protocol with static members; retention, compaction, deletion of records; topic ids;
+//! topic administration, and what Apache Kafka's tools ask of groups, producers, transactions and the cluster. Batches
+//! are kept as clients compressed them. Newer protocols (the consumer protocol of KIP-848, share groups, the second
+//! transaction protocol of KIP-890, fetch sessions) are not offered, so that clients do not use them. There is no
 //! TLS, no authentication and no quota: it listens on loopback, unless [`Config::allow_remote`] says otherwise.
 //!
 //! # What an acknowledgement promises

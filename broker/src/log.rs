@@ -8,6 +8,7 @@
 //! leaves nothing behind. Whether it survives a power cut is the business of [`crate::sync`].
 
 mod compact;
+mod describe;
 mod index;
 mod producers;
 mod recovery;
@@ -27,6 +28,7 @@ use tokio::sync::Notify;
 use crate::batch::{self, Header, Marker};
 use crate::settings::TopicSettings;
 use crate::sync::Syncer;
+pub(crate) use describe::KnownProducer;
 use index::{Index, Summary};
 pub(crate) use producers::Aborted;
 use producers::{Producers, Verdict};

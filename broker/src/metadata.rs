@@ -47,6 +47,11 @@ pub(crate) enum Entry {
     GroupDeleted {
         group: String,
     },
+    /// Offsets of single partitions of a group are forgotten.
+    OffsetsDeleted {
+        group: String,
+        partitions: Vec<(String, i32)>,
+    },
     Transaction {
         id: String,
         transaction: Transaction,
@@ -95,6 +100,9 @@ pub(crate) struct Committed {
 pub(crate) struct Transaction {
     pub(crate) producer_id: i64,
     pub(crate) producer_epoch: i16,
+    /// The epoch of the client that asked for the present one, if it went on with its own.
+    #[serde(default)]
+    pub(crate) bumped_from: Option<i16>,
     pub(crate) timeout_ms: i64,
     pub(crate) phase: Phase,
     pub(crate) partitions: BTreeSet<(String, i32)>,
@@ -237,6 +245,14 @@ impl State {
             Entry::Offsets(offsets) => self.commit(offsets),
             Entry::GroupDeleted { group } => {
                 self.offsets.remove(&group);
+            }
+            Entry::OffsetsDeleted { group, partitions } => {
+                if let Some(offsets) = self.offsets.get_mut(&group) {
+                    offsets.retain(|at, _| !partitions.contains(at));
+                    if offsets.is_empty() {
+                        self.offsets.remove(&group);
+                    }
+                }
             }
             Entry::Transaction { id, transaction } => self.transaction(id, transaction),
             Entry::TransactionEnded { id, transaction, offsets } => {

@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use kafka_protocol::error::ResponseError;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::groups::{self, Groups};
 use crate::log::Partition;
@@ -23,6 +24,8 @@ use crate::{Config, StartError};
 
 /// The permits of the memory budgets are of this size.
 pub(crate) const PERMIT_BYTES: usize = 1024;
+/// Longest name of a topic, as in Apache Kafka: it must fit into a file name with a partition's number.
+const TOPIC_NAME_BYTES_MAX: usize = 249;
 
 pub(crate) struct Node {
     pub(crate) config: Config,
@@ -37,16 +40,46 @@ pub(crate) struct Node {
     /// Memory for requests and for fetched records, in permits.
     pub(crate) request_memory: Arc<Semaphore>,
     pub(crate) fetch_memory: Arc<Semaphore>,
-    topics: RwLock<BTreeMap<String, Arc<Topic>>>,
+    topics: RwLock<Catalog>,
     metadata: Mutex<Metadata>,
     groups: Mutex<Groups>,
 }
 
+/// Topics by name and by id.
+#[derive(Default)]
+struct Catalog {
+    by_name: BTreeMap<String, Arc<Topic>>,
+    by_id: BTreeMap<Uuid, Arc<Topic>>,
+}
+
+impl Catalog {
+    fn put(&mut self, topic: Topic) {
+        let topic = Arc::new(topic);
+        self.by_id.insert(topic.id, topic.clone());
+        self.by_name.insert(topic.name.clone(), topic);
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some(topic) = self.by_name.remove(name) {
+            self.by_id.remove(&topic.id);
+        }
+    }
+}
+
 /// A topic as it is at a moment; a change makes another.
 pub(crate) struct Topic {
+    pub(crate) name: String,
+    /// Stays while the topic is there, and is another one when it is made again.
+    pub(crate) id: Uuid,
     pub(crate) number: u64,
     pub(crate) given: Given,
     pub(crate) partitions: Vec<Arc<Partition>>,
+}
+
+impl Topic {
+    pub(crate) fn partition(&self, partition: i32) -> Option<Arc<Partition>> {
+        self.partitions.get(usize::try_from(partition).ok()?).cloned()
+    }
 }
 
 /// Why a topic was not made or changed: what the client is told, with words for a person.
@@ -83,12 +116,12 @@ impl Node {
     ) -> Result<Node, StartError> {
         let cluster_id = uuid::Uuid::new_v4().simple().to_string();
         let metadata = Metadata::open(config.dir.join("metadata.log"), syncer.clone(), &cluster_id)?;
-        let mut topics = BTreeMap::new();
+        let cluster_id = metadata.state().cluster_id.clone();
+        let mut topics = Catalog::default();
         for (name, known) in &metadata.state().topics {
             let folder = topic_folder(&config, name);
-            let open = || open_topic(&config, &syncer, name, known, 0);
-            let topic = open().map_err(|source| StartError::Log { path: folder, source })?;
-            topics.insert(name.clone(), Arc::new(topic));
+            let open = || open_topic(&config, &syncer, (&cluster_id, name), known, 0);
+            topics.put(open().map_err(|source| StartError::Log { path: folder, source })?);
         }
         let limits = groups::Limits {
             groups_max: config.groups_max,
@@ -101,7 +134,7 @@ impl Node {
         let node = Node {
             host,
             port,
-            cluster_id: metadata.state().cluster_id.clone(),
+            cluster_id,
             syncer,
             transactions: Transactions::default(),
             closing,
@@ -118,17 +151,29 @@ impl Node {
     }
 
     pub(crate) fn topic(&self, name: &str) -> Option<Arc<Topic>> {
-        self.topics.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.topics.read().unwrap_or_else(PoisonError::into_inner).by_name.get(name).cloned()
+    }
+
+    pub(crate) fn topic_of_id(&self, id: Uuid) -> Option<Arc<Topic>> {
+        self.topics.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&id).cloned()
+    }
+
+    /// The topic that a request means: by id where the request has one, otherwise by name.
+    pub(crate) fn topic_meant(&self, name: &str, id: Uuid) -> Result<Arc<Topic>, ResponseError> {
+        if id.is_nil() {
+            self.topic(name).ok_or(ResponseError::UnknownTopicOrPartition)
+        } else {
+            self.topic_of_id(id).ok_or(ResponseError::UnknownTopicId)
+        }
     }
 
     pub(crate) fn topics(&self) -> Vec<(String, Arc<Topic>)> {
         let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
-        topics.iter().map(|(name, topic)| (name.clone(), topic.clone())).collect()
+        topics.by_name.iter().map(|(name, topic)| (name.clone(), topic.clone())).collect()
     }
 
     pub(crate) fn partition(&self, topic: &str, partition: i32) -> Option<Arc<Partition>> {
-        let index = usize::try_from(partition).ok()?;
-        self.topic(topic)?.partitions.get(index).cloned()
+        self.topic(topic)?.partition(partition)
     }
 
     /// Only for I/O threads.
@@ -159,8 +204,7 @@ impl Node {
 
     /// Checks what [`Node::create_topic`] would refuse. Returns the number of partitions.
     pub(crate) fn check_topic(&self, name: &str, partitions: i32, given: &Given) -> Result<i32, TopicError> {
-        let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(legal) {
+        if !is_topic_name(name) {
             let message = "a topic name has 1 to 249 ASCII letters, digits, dots, underscores and hyphens";
             return refused(ResponseError::InvalidTopicException, message);
         }
@@ -188,20 +232,21 @@ impl Node {
         Ok(())
     }
 
-    /// Makes a topic. For I/O threads.
-    pub(crate) fn create_topic(&self, name: &str, partitions: i32, given: Given) -> Result<(), TopicError> {
+    /// Makes a topic; returns its id. For I/O threads.
+    pub(crate) fn create_topic(&self, name: &str, partitions: i32, given: Given) -> Result<Uuid, TopicError> {
         let mut metadata = self.metadata();
         let partitions = self.check_topic(name, partitions, &given)?;
         let number = metadata.state().next_topic_number;
         let known = metadata::Topic { number, partitions, settings: given, starts: BTreeMap::new() };
-        let topic = open_topic(&self.config, &self.syncer, name, &known, 0)?;
+        let topic = open_topic(&self.config, &self.syncer, (&self.cluster_id, name), &known, 0)?;
         metadata.append(Entry::Topic { name: name.to_owned(), topic: known })?;
-        self.put_topic(name, topic);
-        Ok(())
+        let id = topic.id;
+        self.put_topic(topic);
+        Ok(id)
     }
 
-    fn put_topic(&self, name: &str, topic: Topic) {
-        self.topics.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Arc::new(topic));
+    fn put_topic(&self, topic: Topic) {
+        self.topics.write().unwrap_or_else(PoisonError::into_inner).put(topic);
     }
 
     /// For I/O threads.
@@ -236,10 +281,16 @@ impl Node {
             return Ok(());
         }
         let known = metadata::Topic { partitions: count as i32, ..known.clone() };
-        let more = open_topic(&self.config, &self.syncer, name, &known, have)?;
+        let more = open_topic(&self.config, &self.syncer, (&self.cluster_id, name), &known, have)?;
         metadata.append(Entry::Topic { name: name.to_owned(), topic: known })?;
         let partitions = topic.partitions.iter().cloned().chain(more.partitions).collect();
-        self.put_topic(name, Topic { number: topic.number, given: topic.given.clone(), partitions });
+        self.put_topic(Topic {
+            name: name.to_owned(),
+            id: topic.id,
+            number: topic.number,
+            given: topic.given.clone(),
+            partitions,
+        });
         Ok(())
     }
 
@@ -268,13 +319,18 @@ impl Node {
         for partition in &topic.partitions {
             partition.set_settings(&settings);
         }
-        self.put_topic(name, Topic { number: topic.number, given, partitions: topic.partitions.clone() });
+        let partitions = topic.partitions.clone();
+        self.put_topic(Topic { name: name.to_owned(), id: topic.id, number: topic.number, given, partitions });
         Ok(())
     }
 
     /// Deletes the records below `offset`, durably, and says where the partition begins now. For I/O threads.
     pub(crate) fn delete_records(&self, topic: &str, partition: i32, offset: i64) -> Result<i64, ResponseError> {
         let Some(log) = self.partition(topic, partition) else { return Err(ResponseError::UnknownTopicOrPartition) };
+        if !log.deletes() {
+            // Of a topic that is only compacted the newest record of every key stays.
+            return Err(ResponseError::PolicyViolation);
+        }
         let end = log.offsets().end;
         let offset = if offset == -1 { end } else { offset };
         if !(0..=end).contains(&offset) {
@@ -317,6 +373,12 @@ impl Node {
     }
 }
 
+/// Whether a topic may have this name.
+pub(crate) fn is_topic_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    !name.is_empty() && name.len() <= TOPIC_NAME_BYTES_MAX && name != "." && name != ".." && name.bytes().all(legal)
+}
+
 fn topic_folder(config: &Config, name: &str) -> PathBuf {
     config.dir.join("topics").join(name)
 }
@@ -325,11 +387,11 @@ fn partition_folder(config: &Config, name: &str, number: u64, partition: usize) 
     topic_folder(config, name).join(format!("{number}-{partition}"))
 }
 
-/// Opens the partitions from `first` on.
+/// Opens the partitions from `first` on. The topic is named with its cluster.
 fn open_topic(
     config: &Config,
     syncer: &Arc<Syncer>,
-    name: &str,
+    (cluster, name): (&str, &str),
     known: &metadata::Topic,
     first: usize,
 ) -> io::Result<Topic> {
@@ -345,5 +407,7 @@ fn open_topic(
         }
         partitions.push(Arc::new(opened));
     }
-    Ok(Topic { number: known.number, given: known.settings.clone(), partitions })
+    // Numbers are never used again, so the id needs no place in the metadata.
+    let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{cluster}/{}/{name}", known.number).as_bytes());
+    Ok(Topic { name: name.to_owned(), id, number: known.number, given: known.settings.clone(), partitions })
 }

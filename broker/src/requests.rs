@@ -3,11 +3,15 @@
 //! A request that is not advertised, or cannot be decoded, closes the connection, as in Apache Kafka. The versions are
 //! those of the classic protocols; see the crate's documentation for what is left out on purpose.
 
+mod cluster;
 mod configs;
 mod fetch;
 mod groups;
+mod metadata;
 mod offsets;
 mod produce;
+mod producers;
+mod security;
 mod topics;
 mod transactions;
 
@@ -30,39 +34,60 @@ const OPERATIONS_NOT_ASKED: i32 = i32::MIN;
 const OPERATIONS_TOPIC: i32 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 11;
 /// Create, alter, describe, cluster action, settings, idempotent write.
 const OPERATIONS_CLUSTER: i32 = 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12;
-/// Read, delete, describe.
-const OPERATIONS_GROUP: i32 = 1 << 3 | 1 << 6 | 1 << 8;
+/// Read, delete, describe, settings.
+const OPERATIONS_GROUP: i32 = 1 << 3 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 11;
+/// The epoch of the one leader that every partition has had.
+const LEADER_EPOCH: i32 = 0;
 
-/// What is advertised: request, lowest and highest version.
+/// What is advertised: request, lowest and highest version. Each version in between is served in full; a test asks all.
 const APIS: &[(ApiKey, i16, i16)] = &[
-    (ApiKey::Produce, 3, 9),
-    (ApiKey::Fetch, 4, 11),
-    (ApiKey::ListOffsets, 1, 6),
-    (ApiKey::Metadata, 0, 9),
-    (ApiKey::OffsetCommit, 2, 8),
-    (ApiKey::OffsetFetch, 1, 7),
-    (ApiKey::FindCoordinator, 0, 3),
-    (ApiKey::JoinGroup, 0, 7),
+    (ApiKey::Produce, 3, 13),
+    (ApiKey::Fetch, 4, 18),
+    (ApiKey::ListOffsets, 1, 10),
+    (ApiKey::Metadata, 0, 13),
+    (ApiKey::OffsetCommit, 2, 9),
+    (ApiKey::OffsetFetch, 1, 9),
+    (ApiKey::FindCoordinator, 0, 6),
+    (ApiKey::JoinGroup, 0, 9),
     (ApiKey::Heartbeat, 0, 4),
-    (ApiKey::LeaveGroup, 0, 4),
+    (ApiKey::LeaveGroup, 0, 5),
     (ApiKey::SyncGroup, 0, 5),
-    (ApiKey::DescribeGroups, 0, 5),
-    (ApiKey::ListGroups, 0, 4),
-    (ApiKey::ApiVersions, 0, 3),
-    (ApiKey::CreateTopics, 2, 6),
-    (ApiKey::DeleteTopics, 1, 5),
+    (ApiKey::DescribeGroups, 0, 6),
+    (ApiKey::ListGroups, 0, 5),
+    (ApiKey::ApiVersions, 0, 4),
+    (ApiKey::CreateTopics, 2, 7),
+    (ApiKey::DeleteTopics, 1, 6),
     (ApiKey::DeleteRecords, 0, 2),
-    (ApiKey::InitProducerId, 0, 4),
+    (ApiKey::InitProducerId, 0, 5),
     (ApiKey::OffsetForLeaderEpoch, 2, 4),
+    // Later versions are for brokers among themselves.
     (ApiKey::AddPartitionsToTxn, 0, 3),
-    (ApiKey::AddOffsetsToTxn, 0, 3),
-    (ApiKey::EndTxn, 0, 3),
-    (ApiKey::TxnOffsetCommit, 0, 3),
+    (ApiKey::AddOffsetsToTxn, 0, 4),
+    // Later versions of these two are the second transaction protocol.
+    (ApiKey::EndTxn, 0, 4),
+    (ApiKey::TxnOffsetCommit, 0, 4),
+    (ApiKey::DescribeAcls, 1, 3),
+    (ApiKey::CreateAcls, 1, 3),
+    (ApiKey::DeleteAcls, 1, 3),
     (ApiKey::DescribeConfigs, 1, 4),
     (ApiKey::AlterConfigs, 0, 2),
+    (ApiKey::DescribeLogDirs, 1, 4),
     (ApiKey::CreatePartitions, 0, 3),
     (ApiKey::DeleteGroups, 0, 2),
+    (ApiKey::ElectLeaders, 0, 2),
     (ApiKey::IncrementalAlterConfigs, 0, 1),
+    (ApiKey::AlterPartitionReassignments, 0, 1),
+    (ApiKey::ListPartitionReassignments, 0, 0),
+    (ApiKey::OffsetDelete, 0, 0),
+    (ApiKey::DescribeClientQuotas, 0, 1),
+    (ApiKey::DescribeUserScramCredentials, 0, 0),
+    (ApiKey::DescribeCluster, 0, 2),
+    (ApiKey::DescribeProducers, 0, 0),
+    (ApiKey::DescribeTransactions, 0, 0),
+    // Version 2 filters by a regular expression of a dialect of its own.
+    (ApiKey::ListTransactions, 0, 1),
+    (ApiKey::ListConfigResources, 0, 1),
+    (ApiKey::DescribeTopicPartitions, 0, 0),
 ];
 
 /// A request that nothing can be answered to.
@@ -142,117 +167,85 @@ pub(crate) async fn serve(node: &Arc<Node>, mut frame: Bytes) -> Result<Option<A
     route(node, api, call).await
 }
 
-async fn route(node: &Arc<Node>, api: ApiKey, mut call: Call) -> Result<Option<Answer>, Unreadable> {
-    let version = call.version;
+/// Who serves what. Requests that read or write files, or the metadata, are served on I/O threads.
+async fn route(node: &Arc<Node>, api: ApiKey, call: Call) -> Result<Option<Answer>, Unreadable> {
     let answer = match api {
         ApiKey::Produce => return produce::serve(node, call).await,
-        ApiKey::Fetch => return fetch::serve(node, call).await.map(Some),
+        ApiKey::Fetch => fetch::serve(node, call).await,
         ApiKey::ApiVersions => call.answer(&api_versions()),
-        ApiKey::Metadata => {
-            let request = call.decode()?;
-            call.answer(&topics::metadata(node, request, version).await)
-        }
-        ApiKey::CreateTopics => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| topics::create(node, &request)).await)
-        }
-        ApiKey::DeleteTopics => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| topics::delete(node, &request)).await)
-        }
-        ApiKey::CreatePartitions => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| topics::create_partitions(node, &request)).await)
-        }
-        ApiKey::DeleteRecords => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| topics::delete_records(node, &request)).await)
-        }
-        ApiKey::ListOffsets => {
-            let request = call.decode()?;
-            call.answer(&node.io(move |node| offsets::list(node, &request, version)).await)
-        }
-        ApiKey::OffsetForLeaderEpoch => {
-            let request = call.decode()?;
-            call.answer(&offsets::for_leader_epoch(node, &request))
-        }
-        ApiKey::OffsetCommit => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| offsets::commit(node, &request)).await)
-        }
-        ApiKey::OffsetFetch => {
-            let request = call.decode()?;
-            call.answer(&node.io(move |node| offsets::fetch(node, &request, version)).await)
-        }
-        ApiKey::FindCoordinator => call.answer(&groups::find_coordinator(node)),
-        ApiKey::JoinGroup => {
-            let request = call.decode()?;
-            call.answer(&groups::join(node, request, version, &call.client).await)
-        }
-        ApiKey::SyncGroup => {
-            let request = call.decode()?;
-            call.answer(&groups::sync(node, request).await)
-        }
-        ApiKey::Heartbeat => {
-            let request = call.decode()?;
-            call.answer(&groups::heartbeat(node, &request))
-        }
-        ApiKey::LeaveGroup => {
-            let request = call.decode()?;
-            call.answer(&groups::leave(node, &request, version))
-        }
-        ApiKey::ListGroups => {
-            let request = call.decode()?;
-            call.answer(&node.io(move |node| groups::list(node, &request)).await)
-        }
-        ApiKey::DescribeGroups => {
-            let request = call.decode()?;
-            call.answer(&node.io(move |node| groups::describe(node, &request)).await)
-        }
-        ApiKey::DeleteGroups => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| groups::delete(node, &request)).await)
-        }
-        ApiKey::InitProducerId => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| transactions::init_producer(node, &request, version)).await)
-        }
-        ApiKey::AddPartitionsToTxn => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| transactions::add_partitions(node, &request, version)).await)
-        }
-        ApiKey::AddOffsetsToTxn => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| transactions::add_offsets(node, &request, version)).await)
-        }
-        ApiKey::TxnOffsetCommit => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| transactions::commit_offsets(node, &request)).await)
-        }
-        ApiKey::EndTxn => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| transactions::end(node, &request, version)).await)
-        }
-        ApiKey::DescribeConfigs => {
-            let request = call.decode()?;
-            call.answer(&configs::describe(node, &request))
-        }
-        ApiKey::AlterConfigs => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| configs::alter(node, &request)).await)
-        }
-        ApiKey::IncrementalAlterConfigs => {
-            let request = call.decode()?;
-            settled(node, &call, &node.io(move |node| configs::alter_incrementally(node, &request)).await)
-        }
-        _ => return Err(Unreadable::NotServed { key: call.key, version }),
+        ApiKey::Metadata => metadata::serve(node, call).await,
+        ApiKey::DescribeTopicPartitions => at_once(node, call, metadata::describe_partitions),
+        ApiKey::CreateTopics => settled(node, call, topics::create).await,
+        ApiKey::DeleteTopics => settled(node, call, topics::delete).await,
+        ApiKey::CreatePartitions => settled(node, call, topics::create_partitions).await,
+        ApiKey::DeleteRecords => settled(node, call, topics::delete_records).await,
+        ApiKey::ListOffsets => read(node, call, offsets::list).await,
+        ApiKey::OffsetForLeaderEpoch => at_once(node, call, offsets::for_leader_epoch),
+        ApiKey::OffsetCommit => settled(node, call, offsets::commit).await,
+        ApiKey::OffsetFetch => read(node, call, offsets::fetch).await,
+        ApiKey::OffsetDelete => settled(node, call, offsets::delete).await,
+        ApiKey::FindCoordinator => at_once(node, call, groups::find_coordinator),
+        ApiKey::JoinGroup => groups::join(node, call).await,
+        ApiKey::SyncGroup => groups::sync(node, call).await,
+        ApiKey::Heartbeat => at_once(node, call, groups::heartbeat),
+        ApiKey::LeaveGroup => at_once(node, call, groups::leave),
+        ApiKey::ListGroups => read(node, call, groups::list).await,
+        ApiKey::DescribeGroups => read(node, call, groups::describe).await,
+        ApiKey::DeleteGroups => settled(node, call, groups::delete).await,
+        ApiKey::InitProducerId => settled(node, call, transactions::init_producer).await,
+        ApiKey::AddPartitionsToTxn => settled(node, call, transactions::add_partitions).await,
+        ApiKey::AddOffsetsToTxn => settled(node, call, transactions::add_offsets).await,
+        ApiKey::TxnOffsetCommit => settled(node, call, transactions::commit_offsets).await,
+        ApiKey::EndTxn => settled(node, call, transactions::end).await,
+        ApiKey::DescribeProducers => read(node, call, producers::describe).await,
+        ApiKey::DescribeTransactions => read(node, call, producers::describe_transactions).await,
+        ApiKey::ListTransactions => read(node, call, producers::list_transactions).await,
+        ApiKey::DescribeConfigs => at_once(node, call, configs::describe),
+        ApiKey::AlterConfigs => settled(node, call, configs::alter).await,
+        ApiKey::IncrementalAlterConfigs => settled(node, call, configs::alter_incrementally).await,
+        ApiKey::ListConfigResources => at_once(node, call, configs::list_resources),
+        ApiKey::DescribeCluster => at_once(node, call, cluster::describe),
+        ApiKey::DescribeLogDirs => at_once(node, call, cluster::describe_log_dirs),
+        ApiKey::ElectLeaders => at_once(node, call, cluster::elect_leaders),
+        ApiKey::AlterPartitionReassignments => at_once(node, call, cluster::alter_reassignments),
+        ApiKey::ListPartitionReassignments => at_once(node, call, cluster::list_reassignments),
+        ApiKey::DescribeAcls => at_once(node, call, security::describe_acls),
+        ApiKey::CreateAcls => at_once(node, call, security::create_acls),
+        ApiKey::DeleteAcls => at_once(node, call, security::delete_acls),
+        ApiKey::DescribeClientQuotas => at_once(node, call, security::describe_quotas),
+        ApiKey::DescribeUserScramCredentials => at_once(node, call, security::describe_credentials),
+        _ => return Err(Unreadable::NotServed { key: call.key, version: call.version }),
     };
     answer.map(Some)
 }
 
-/// An answer that leaves when what was written before is as safe as the broker promises.
-fn settled<T: Encodable + HeaderVersion>(node: &Node, call: &Call, response: &T) -> Result<Answer, Unreadable> {
-    let mut answer = call.answer(response)?;
+/// Serves a request that touches no file.
+fn at_once<Q: Decodable, R: Encodable + HeaderVersion>(
+    node: &Arc<Node>,
+    mut call: Call,
+    work: fn(&Arc<Node>, &Q, i16) -> R,
+) -> Result<Answer, Unreadable> {
+    let request = call.decode()?;
+    call.answer(&work(node, &request, call.version))
+}
+
+/// Serves a request on an I/O thread.
+async fn read<Q, R>(node: &Arc<Node>, mut call: Call, work: fn(&Arc<Node>, &Q, i16) -> R) -> Result<Answer, Unreadable>
+where
+    Q: Decodable + Send + 'static,
+    R: Encodable + HeaderVersion + Send + 'static,
+{
+    let (request, version): (Q, _) = (call.decode()?, call.version);
+    call.answer(&node.io(move |node| work(node, &request, version)).await)
+}
+
+/// As [`read`]; the answer leaves when what was written before is as safe as the broker promises.
+async fn settled<Q, R>(node: &Arc<Node>, call: Call, work: fn(&Arc<Node>, &Q, i16) -> R) -> Result<Answer, Unreadable>
+where
+    Q: Decodable + Send + 'static,
+    R: Encodable + HeaderVersion + Send + 'static,
+{
+    let mut answer = read(node, call, work).await?;
     answer.after = node.syncer.ticket();
     Ok(answer)
 }
@@ -274,4 +267,18 @@ fn text(text: impl Into<String>) -> StrBytes {
 
 fn topic_name(name: &str) -> TopicName {
     TopicName(text(name))
+}
+
+fn text_error(error: ResponseError) -> Option<StrBytes> {
+    Some(text(error.to_string()))
+}
+
+/// Refuses a client that knows another epoch of the leader than the only one there is, as it would after it was moved
+/// here from a cluster. Below 0 the client does not say.
+fn check_leader_epoch(epoch: i32) -> Result<(), ResponseError> {
+    if epoch > LEADER_EPOCH { Err(ResponseError::UnknownLeaderEpoch) } else { Ok(()) }
+}
+
+fn operations(asked: bool, operations: i32) -> i32 {
+    if asked { operations } else { OPERATIONS_NOT_ASKED }
 }

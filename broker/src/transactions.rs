@@ -74,8 +74,12 @@ impl Node {
         let mut transaction = match before {
             None => Transaction { producer_id: self.new_producer_id()?, producer_epoch: -1, ..Transaction::default() },
             Some(before) => {
-                if expected.is_some_and(|expected| expected != (before.producer_id, before.producer_epoch)) {
-                    return Err(ResponseError::ProducerFenced);
+                let present = (before.producer_id, before.producer_epoch);
+                if let Some((id, epoch)) = expected.filter(|expected| *expected != present) {
+                    // The client may not have heard the answer to this very question.
+                    let asks_again = id == present.0 && before.bumped_from == Some(epoch);
+                    let unused = before.phase == Phase::Empty;
+                    return if asks_again && unused { Ok(present) } else { Err(ResponseError::ProducerFenced) };
                 }
                 self.settle_predecessor(id, before)?
             }
@@ -85,6 +89,7 @@ impl Node {
             transaction.producer_epoch = -1;
         }
         transaction.producer_epoch += 1;
+        transaction.bumped_from = expected.map(|(_, epoch)| epoch);
         transaction.timeout_ms = timeout_ms;
         transaction.phase = Phase::Empty;
         transaction.used_ms = now_ms();
@@ -193,10 +198,7 @@ impl Node {
         let lock = self.transactions.lock_of(transactional_id);
         let _held = hold(&lock);
         let producer = Producer { transactional_id, id: header.producer_id, epoch: header.producer_epoch };
-        let transaction = self.transaction_of(producer).map_err(|error| {
-            let produce_says = ResponseError::InvalidProducerEpoch;
-            AppendError::Refused(if error == ResponseError::ProducerFenced { produce_says } else { error })
-        })?;
+        let transaction = self.transaction_of(producer).map_err(|error| AppendError::Refused(produce_error(error)))?;
         let holds = transaction.partitions.iter().any(|(topic, partition)| (topic.as_str(), *partition) == at);
         if transaction.phase != Phase::Ongoing || !holds {
             return Err(AppendError::Refused(ResponseError::InvalidTxnState));
@@ -312,6 +314,11 @@ impl Node {
             }
         }
     }
+}
+
+/// An error in the words of Produce, whose clients hear of a fenced producer by its epoch.
+pub(crate) fn produce_error(error: ResponseError) -> ResponseError {
+    if error == ResponseError::ProducerFenced { ResponseError::InvalidProducerEpoch } else { error }
 }
 
 fn find<'s>(state: &'s State, producer: Producer<'_>) -> Result<&'s Transaction, ResponseError> {

@@ -1,10 +1,12 @@
 //! One group: members, phases and generations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::ConsumerProtocolSubscription;
+use kafka_protocol::protocol::{Decodable as _, Message as _};
 use tokio::sync::oneshot;
 
 use super::{Claim, Join, JoinAnswer, Joined, Limits, NotJoined, Reply, SyncAnswer, Synced};
@@ -30,6 +32,17 @@ impl Phase {
             Phase::Stable => "Stable",
         }
     }
+}
+
+/// Protocol type of groups whose members read topics.
+const CONSUMER: &str = "consumer";
+
+/// The topics that a consumer's metadata names.
+fn subscription(mut metadata: Bytes) -> Option<Vec<String>> {
+    let version = metadata.try_get_i16().ok()?;
+    let version = version.min(ConsumerProtocolSubscription::VERSIONS.max);
+    let subscription = ConsumerProtocolSubscription::decode(&mut metadata, version).ok()?;
+    Some(subscription.topics.iter().map(|topic| topic.to_string()).collect())
 }
 
 pub(crate) struct Group {
@@ -109,6 +122,18 @@ impl Group {
         &self.protocol
     }
 
+    /// Topics that any member reads; `None` if the members are no consumers, or cannot be understood.
+    pub(crate) fn subscribed_topics(&self) -> Option<BTreeSet<String>> {
+        if self.protocol_type != CONSUMER {
+            return None;
+        }
+        let mut topics = BTreeSet::new();
+        for (_, metadata) in self.members.values().flat_map(|member| &member.protocols) {
+            topics.extend(subscription(metadata.clone())?);
+        }
+        Some(topics)
+    }
+
     pub(crate) fn members(&self) -> impl Iterator<Item = (&String, &Member)> {
         self.members.iter()
     }
@@ -185,6 +210,10 @@ impl Group {
             self.leader.clone_from(&new);
         }
         if self.phase == Phase::Stable && unchanged {
+            if led && join.skips_assignment {
+                let joined = self.joined(&new, self.everyone());
+                return Reply::Now(Ok(Joined { skip_assignment: true, ..joined }));
+            }
             let mut joined = self.joined(&new, Vec::new());
             if led {
                 // Told the old id, it does not take itself for the leader and only fetches its assignment.
@@ -260,9 +289,7 @@ impl Group {
         let shared = strategies.into_iter().find(|name| self.members.values().all(|member| member.knows(name)));
         self.protocol = shared.cloned().unwrap_or_default();
         self.phase = Phase::Completing;
-        let everyone = self.members.iter();
-        let everyone = everyone.map(|(id, m)| (id.clone(), m.instance.clone(), m.metadata(&self.protocol)));
-        let everyone: Vec<_> = everyone.collect();
+        let everyone = self.everyone();
         let ids: Vec<String> = self.members.keys().cloned().collect();
         for id in ids {
             let members = if id == self.leader { everyone.clone() } else { Vec::new() };
@@ -276,6 +303,12 @@ impl Group {
         }
     }
 
+    /// Id, static name and metadata of all members.
+    fn everyone(&self) -> Vec<(String, Option<String>, Bytes)> {
+        let everyone = self.members.iter();
+        everyone.map(|(id, m)| (id.clone(), m.instance.clone(), m.metadata(&self.protocol))).collect()
+    }
+
     fn joined(&self, member: &str, members: Vec<(String, Option<String>, Bytes)>) -> Joined {
         Joined {
             generation: self.generation,
@@ -284,6 +317,7 @@ impl Group {
             leader: self.leader.clone(),
             member: member.to_owned(),
             members,
+            skip_assignment: false,
         }
     }
 

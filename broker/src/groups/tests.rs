@@ -9,6 +9,7 @@ struct Scene {
     begun: Instant,
     after: Duration,
     ids: u32,
+    skips_assignment: bool,
 }
 
 impl Scene {
@@ -20,7 +21,13 @@ impl Scene {
             session_timeout_max: Duration::from_secs(60),
             initial_rebalance_delay: Duration::ZERO,
         };
-        Scene { groups: Groups::new(limits), begun: Instant::now(), after: Duration::ZERO, ids: 0 }
+        Scene {
+            groups: Groups::new(limits),
+            begun: Instant::now(),
+            after: Duration::ZERO,
+            ids: 0,
+            skips_assignment: false,
+        }
     }
 
     fn now(&self) -> Instant {
@@ -44,6 +51,7 @@ impl Scene {
             session_timeout: SESSION,
             rebalance_timeout: SESSION * 2,
             asks_twice: false,
+            skips_assignment: self.skips_assignment,
         };
         let (id, now) = (format!("m{}", self.ids), self.now());
         self.groups.join(join, id, now)
@@ -115,6 +123,17 @@ fn a_static_member_comes_back_in_the_same_generation_and_fences_its_old_self() {
         let now = scene.now();
         assert_eq!(scene.groups.heartbeat("g", claim, now), Err(ResponseError::FencedInstanceId));
     }
+}
+
+#[test]
+fn a_static_leader_that_comes_back_is_told_that_the_assignment_stays() {
+    let mut scene = Scene::new();
+    scene.skips_assignment = true;
+    let (first, _) = scene.pair([Some("one"), Some("two")]);
+    let again = there(scene.join("", Some("one"))).unwrap();
+    assert_eq!((again.generation, again.members.len()), (first.generation, 2));
+    assert!(again.skip_assignment && again.leader == again.member && again.member != first.member);
+    assert_eq!(there(scene.sync(&again, &[])).unwrap().assignment, "A");
 }
 
 #[test]

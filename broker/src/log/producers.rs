@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use kafka_protocol::error::ResponseError;
 use serde::{Deserialize, Serialize};
 
+use super::KnownProducer;
 use crate::batch::{Header, Marker, next_sequence};
 
 /// Batches a producer may repeat and still be recognised; clients keep at most five in flight.
@@ -117,6 +118,18 @@ impl Producers {
         let first = self.open.remove(&header.producer_id)?;
         let aborted = Aborted { producer_id: header.producer_id, first, last: header.base_offset };
         (marker == Marker::Abort).then_some(aborted)
+    }
+
+    /// All that are remembered, by id.
+    pub(crate) fn list(&self) -> Vec<KnownProducer> {
+        let known = self.by_id.iter().map(|(id, producer)| KnownProducer {
+            id: *id,
+            epoch: producer.epoch,
+            last_sequence: producer.recent.back().map_or(-1, |batch| batch.last_sequence),
+            last_append_ms: producer.last_append_ms,
+            open_from: self.open.get(id).copied(),
+        });
+        known.collect()
     }
 
     pub(crate) fn has_open(&self, producer_id: i64) -> bool {

@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::fetch_request::FetchPartition;
 use kafka_protocol::messages::fetch_response::{AbortedTransaction, FetchableTopicResponse, PartitionData};
 use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, ProducerId};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Call, Unreadable};
+use super::{Call, Unreadable, check_leader_epoch};
 use crate::connection::{Answer, take};
 use crate::log::{Offsets, Read};
-use crate::node::{Node, PERMIT_BYTES};
+use crate::node::{Node, PERMIT_BYTES, Topic};
 
 /// A client that asks to wait longer is answered after this time.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -24,6 +25,11 @@ const READ_COMMITTED: i8 = 1;
 
 pub(super) async fn serve(node: &Arc<Node>, mut call: Call) -> Result<Answer, Unreadable> {
     let request: Arc<FetchRequest> = Arc::new(call.decode()?);
+    if request.session_epoch > 0 {
+        // A session of another broker; the client begins anew without one.
+        let error = ResponseError::FetchSessionIdNotFound.code();
+        return call.answer(&FetchResponse::default().with_error_code(error));
+    }
     let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(WAIT_MAX);
     let until = Instant::now() + wait;
     let bytes_max = usize::try_from(request.max_bytes).unwrap_or(0).clamp(1, node.config.fetch_bytes_max);
@@ -68,10 +74,12 @@ fn look(node: &Node, request: &FetchRequest, changed: &Arc<Notify>) -> State {
     let committed_only = request.isolation_level == READ_COMMITTED;
     let mut state = State::Nothing;
     for topic in &request.topics {
+        let Ok(meant) = node.topic_meant(&topic.topic, topic.topic_id) else { return State::Failing };
         for asked in &topic.partitions {
-            let Some(log) = node.partition(&topic.topic, asked.partition) else { return State::Failing };
+            let Some(log) = meant.partition(asked.partition) else { return State::Failing };
             let offsets = log.watch(changed);
-            if !(offsets.start..=offsets.end).contains(&asked.fetch_offset) {
+            let within = (offsets.start..=offsets.end).contains(&asked.fetch_offset);
+            if !within || check_leader_epoch(asked.current_leader_epoch).is_err() {
                 return State::Failing;
             }
             if asked.fetch_offset < offsets.limit(committed_only) {
@@ -88,61 +96,65 @@ fn read(node: &Node, request: &FetchRequest, bytes_max: usize) -> (FetchResponse
     let mut left = bytes_max;
     let mut responses = Vec::with_capacity(request.topics.len());
     for topic in &request.topics {
+        let meant = node.topic_meant(&topic.topic, topic.topic_id);
         let mut partitions = Vec::with_capacity(topic.partitions.len());
         for asked in &topic.partitions {
-            let most = usize::try_from(asked.partition_max_bytes).unwrap_or(0).clamp(1, left.max(1));
-            let log = node.partition(&topic.topic, asked.partition);
-            let data = PartitionData::default()
-                .with_partition_index(asked.partition)
-                .with_preferred_read_replica(BrokerId(-1));
-            let Some(log) = log else {
-                partitions.push(failing(data, ResponseError::UnknownTopicOrPartition, None));
-                continue;
+            let data = match &meant {
+                Ok(topic) => read_one(topic, asked, committed_only, left),
+                Err(error) => failing(*error, None),
             };
-            let offsets = log.offsets();
-            if !(offsets.start..=offsets.end).contains(&asked.fetch_offset) {
-                partitions.push(failing(data, ResponseError::OffsetOutOfRange, Some(offsets)));
-                continue;
-            }
-            let read = if left == 0 {
-                Ok(Read { records: Bytes::new(), aborted: Vec::new() })
-            } else {
-                log.read(asked.fetch_offset, committed_only, most)
-            };
-            match read {
-                Ok(read) => {
-                    left = left.saturating_sub(read.records.len());
-                    partitions.push(filled(data, read, offsets, committed_only));
-                }
-                Err(error) => {
-                    tracing::warn!(topic = topic.topic.as_str(), partition = asked.partition, %error, "read a log");
-                    partitions.push(failing(data, ResponseError::KafkaStorageError, Some(offsets)));
-                }
-            }
+            left = left.saturating_sub(data.records.as_ref().map_or(0, Bytes::len));
+            partitions.push(data.with_partition_index(asked.partition).with_preferred_read_replica(BrokerId(-1)));
         }
-        let response = FetchableTopicResponse::default().with_topic(topic.topic.clone());
+        let response = FetchableTopicResponse::default().with_topic(topic.topic.clone()).with_topic_id(topic.topic_id);
         responses.push(response.with_partitions(partitions));
     }
-    let records = |data: &PartitionData| data.records.as_ref().map_or(0, Bytes::len);
-    let bytes = responses.iter().flat_map(|topic| &topic.partitions).map(records).sum();
-    (FetchResponse::default().with_responses(responses), bytes)
+    (FetchResponse::default().with_responses(responses), bytes_max - left)
 }
 
-fn filled(data: PartitionData, read: Read, offsets: Offsets, committed_only: bool) -> PartitionData {
+fn read_one(topic: &Topic, asked: &FetchPartition, committed_only: bool, left: usize) -> PartitionData {
+    let Some(log) = topic.partition(asked.partition) else {
+        return failing(ResponseError::UnknownTopicOrPartition, None);
+    };
+    let most = usize::try_from(asked.partition_max_bytes).unwrap_or(0).clamp(1, left.max(1));
+    let offsets = log.offsets();
+    if let Err(error) = check_leader_epoch(asked.current_leader_epoch) {
+        return failing(error, Some(offsets));
+    }
+    if !(offsets.start..=offsets.end).contains(&asked.fetch_offset) {
+        return failing(ResponseError::OffsetOutOfRange, Some(offsets));
+    }
+    let read = if left == 0 {
+        Ok(Read { records: Bytes::new(), aborted: Vec::new() })
+    } else {
+        log.read(asked.fetch_offset, committed_only, most)
+    };
+    match read {
+        Ok(read) => filled(read, offsets, committed_only),
+        Err(error) => {
+            tracing::warn!(topic = topic.name, partition = asked.partition, %error, "read a log");
+            failing(ResponseError::KafkaStorageError, Some(offsets))
+        }
+    }
+}
+
+fn filled(read: Read, offsets: Offsets, committed_only: bool) -> PartitionData {
     let aborted = read.aborted.into_iter().map(|aborted| {
         let transaction = AbortedTransaction::default().with_first_offset(aborted.first);
         transaction.with_producer_id(ProducerId(aborted.producer_id))
     });
-    data.with_high_watermark(offsets.end)
+    PartitionData::default()
+        .with_high_watermark(offsets.end)
         .with_last_stable_offset(offsets.stable)
         .with_log_start_offset(offsets.start)
         .with_aborted_transactions(committed_only.then(|| aborted.collect()))
         .with_records(Some(read.records))
 }
 
-fn failing(data: PartitionData, error: ResponseError, offsets: Option<Offsets>) -> PartitionData {
+fn failing(error: ResponseError, offsets: Option<Offsets>) -> PartitionData {
     let offsets = offsets.unwrap_or(Offsets { start: -1, end: -1, stable: -1 });
-    data.with_error_code(error.code())
+    PartitionData::default()
+        .with_error_code(error.code())
         .with_high_watermark(offsets.end)
         .with_last_stable_offset(offsets.stable)
         .with_log_start_offset(offsets.start)

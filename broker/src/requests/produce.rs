@@ -11,12 +11,17 @@ use super::{Call, Unreadable};
 use crate::batch::Header;
 use crate::connection::Answer;
 use crate::log::AppendError;
-use crate::node::{Node, now_ms};
+use crate::node::{Node, Topic, now_ms};
+use crate::transactions::{Producer, produce_error};
+
+/// From this version on a batch of a transaction adds its partition to it (KIP-890).
+const ADDS_PARTITIONS_FROM: i16 = 12;
 
 pub(super) async fn serve(node: &Arc<Node>, mut call: Call) -> Result<Option<Answer>, Unreadable> {
     let request: ProduceRequest = call.decode()?;
     let acks = request.acks;
-    let response = node.io(move |node| append(node, request)).await;
+    let adds_itself = call.version >= ADDS_PARTITIONS_FROM;
+    let response = node.io(move |node| append(node, request, adds_itself)).await;
     if acks == 0 {
         return Ok(None);
     }
@@ -25,15 +30,19 @@ pub(super) async fn serve(node: &Arc<Node>, mut call: Call) -> Result<Option<Ans
     Ok(Some(answer))
 }
 
-fn append(node: &Node, request: ProduceRequest) -> ProduceResponse {
-    let transactional_id = request.transactional_id.as_ref().map(|id| id.0.as_str());
+fn append(node: &Node, request: ProduceRequest, adds_itself: bool) -> ProduceResponse {
+    let transaction = request.transactional_id.as_ref().map(|id| (id.0.as_str(), adds_itself));
     let mut responses = Vec::with_capacity(request.topic_data.len());
     for topic in request.topic_data {
+        let meant = node.topic_meant(&topic.name, topic.topic_id);
         let mut partitions = Vec::with_capacity(topic.partition_data.len());
         for data in topic.partition_data {
             let appended = if matches!(request.acks, -1..=1) {
                 let batch = data.records.unwrap_or_default();
-                append_one(node, transactional_id, (&topic.name, data.index), &batch)
+                meant
+                    .as_ref()
+                    .map_err(|error| *error)
+                    .and_then(|meant| append_one(node, transaction, (meant, data.index), &batch))
             } else {
                 Err(ResponseError::InvalidRequiredAcks)
             };
@@ -43,23 +52,37 @@ fn append(node: &Node, request: ProduceRequest) -> ProduceResponse {
                 Err(error) => response.with_base_offset(-1).with_log_start_offset(-1).with_error_code(error.code()),
             });
         }
-        responses.push(TopicProduceResponse::default().with_name(topic.name).with_partition_responses(partitions));
+        responses.push(
+            TopicProduceResponse::default()
+                .with_name(topic.name)
+                .with_topic_id(topic.topic_id)
+                .with_partition_responses(partitions),
+        );
     }
     ProduceResponse::default().with_responses(responses)
 }
 
-/// Appends one batch; returns its base offset and the partition's start.
+/// Appends one batch; returns its base offset and the partition's start. A transaction has its id, and says whether the
+/// batch adds its partition.
 fn append_one(
     node: &Node,
-    transactional_id: Option<&str>,
-    at: (&str, i32),
+    transaction: Option<(&str, bool)>,
+    (topic, partition): (&Topic, i32),
     batch: &Bytes,
 ) -> Result<(i64, i64), ResponseError> {
-    let log = node.partition(at.0, at.1).ok_or(ResponseError::UnknownTopicOrPartition)?;
+    let log = topic.partition(partition).ok_or(ResponseError::UnknownTopicOrPartition)?;
+    let at = (topic.name.as_str(), partition);
     let transactional = Header::parse(batch).filter(Header::is_transactional);
-    let appended = match (transactional, transactional_id) {
+    let appended = match (transactional, transaction) {
         (None, _) => log.append(batch, now_ms()),
-        (Some(header), Some(id)) => node.append_in_transaction(id, at, &log, batch, &header),
+        (Some(header), Some((id, adds_itself))) => {
+            if adds_itself {
+                let producer = Producer { transactional_id: id, id: header.producer_id, epoch: header.producer_epoch };
+                node.add_partitions_to_transaction(producer, vec![(topic.name.clone(), partition)])
+                    .map_err(produce_error)?;
+            }
+            node.append_in_transaction(id, at, &log, batch, &header)
+        }
         (Some(_), None) => Err(AppendError::Refused(ResponseError::InvalidTxnState)),
     };
     match appended {

@@ -1,90 +1,32 @@
-//! Topics: what there is, and making, changing and deleting them.
+//! Topics: making, changing and deleting them, and their records. All for I/O threads.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::create_partitions_request::CreatePartitionsTopic;
 use kafka_protocol::messages::create_partitions_response::CreatePartitionsTopicResult;
 use kafka_protocol::messages::create_topics_request::CreatableTopic;
 use kafka_protocol::messages::create_topics_response::{CreatableTopicConfigs, CreatableTopicResult};
 use kafka_protocol::messages::delete_records_response::{DeleteRecordsPartitionResult, DeleteRecordsTopicResult};
 use kafka_protocol::messages::delete_topics_response::DeletableTopicResult;
-use kafka_protocol::messages::metadata_response::{
-    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
-};
 use kafka_protocol::messages::{
     CreatePartitionsRequest, CreatePartitionsResponse, CreateTopicsRequest, CreateTopicsResponse, DeleteRecordsRequest,
-    DeleteRecordsResponse, DeleteTopicsRequest, DeleteTopicsResponse, MetadataRequest, MetadataResponse,
+    DeleteRecordsResponse, DeleteTopicsRequest, DeleteTopicsResponse,
 };
+use uuid::Uuid;
 
-use super::{NODE_ID, OPERATIONS_CLUSTER, OPERATIONS_NOT_ASKED, OPERATIONS_TOPIC, text, topic_name};
-use crate::node::{Node, Topic, TopicError};
+use super::{NODE_ID, text, topic_name};
+use crate::node::{Node, TopicError};
 use crate::settings::{Given, KNOWN};
 
-pub(super) async fn metadata(node: &Arc<Node>, request: MetadataRequest, version: i16) -> MetadataResponse {
-    let named = request.topics.as_ref().map(|topics| {
-        topics.iter().filter_map(|topic| topic.name.as_ref()).map(|name| name.to_string()).collect::<Vec<_>>()
-    });
-    // Before version 1 an empty list asks for everything.
-    let named = named.filter(|names| version > 0 || !names.is_empty());
-    if node.config.auto_create_topics && (request.allow_auto_topic_creation || version < 4) {
-        let missing: Vec<String> = named.iter().flatten().filter(|name| node.topic(name).is_none()).cloned().collect();
-        if !missing.is_empty() {
-            node.io(move |node| {
-                for name in missing {
-                    // What cannot be made is unknown in the answer below.
-                    let _ = node.create_topic(&name, 1, Given::new());
-                }
-            })
-            .await;
-        }
-    }
-    let operations = |asked: bool, operations: i32| if asked { operations } else { OPERATIONS_NOT_ASKED };
-    let on_topic = operations(request.include_topic_authorized_operations, OPERATIONS_TOPIC);
-    let topics = match named {
-        Some(names) => names.into_iter().map(|name| describe(&name, node.topic(&name), on_topic)).collect(),
-        None => {
-            let all = node.topics().into_iter();
-            all.map(|(name, topic)| describe(&name, Some(topic), on_topic)).collect()
-        }
-    };
-    let broker = MetadataResponseBroker::default()
-        .with_node_id(NODE_ID)
-        .with_host(text(node.host.as_str()))
-        .with_port(i32::from(node.port));
-    let on_cluster = operations(request.include_cluster_authorized_operations, OPERATIONS_CLUSTER);
-    MetadataResponse::default()
-        .with_brokers(vec![broker])
-        .with_cluster_id(Some(text(node.cluster_id.as_str())))
-        .with_controller_id(NODE_ID)
-        .with_cluster_authorized_operations(if version >= 8 { on_cluster } else { OPERATIONS_NOT_ASKED })
-        .with_topics(topics)
-}
-
-fn describe(name: &str, topic: Option<Arc<Topic>>, operations: i32) -> MetadataResponseTopic {
-    let described = MetadataResponseTopic::default().with_name(Some(topic_name(name)));
-    let Some(topic) = topic else {
-        let error = ResponseError::UnknownTopicOrPartition.code();
-        return described.with_error_code(error).with_topic_authorized_operations(OPERATIONS_NOT_ASKED);
-    };
-    let partitions = (0..topic.partitions.len()).map(|partition| {
-        MetadataResponsePartition::default()
-            .with_partition_index(partition as i32)
-            .with_leader_id(NODE_ID)
-            .with_leader_epoch(0)
-            .with_replica_nodes(vec![NODE_ID])
-            .with_isr_nodes(vec![NODE_ID])
-    });
-    described.with_topic_authorized_operations(operations).with_partitions(partitions.collect())
-}
-
-/// For I/O threads.
-pub(super) fn create(node: &Node, request: &CreateTopicsRequest) -> CreateTopicsResponse {
+pub(super) fn create(node: &Arc<Node>, request: &CreateTopicsRequest, _version: i16) -> CreateTopicsResponse {
     let topics = request.topics.iter().map(|topic| {
         let given = topic.configs.iter().filter_map(|c| Some((c.name.to_string(), c.value.as_ref()?.to_string())));
         let given: Given = given.collect();
         let result = CreatableTopicResult::default().with_name(topic.name.clone());
         match create_one(node, topic, &given, request.validate_only) {
-            Ok(partitions) => {
+            Ok((partitions, id)) => {
                 let configs = KNOWN.iter().map(|known| {
                     let value = given.get(known.name).map_or(known.default, String::as_str);
                     CreatableTopicConfigs::default()
@@ -92,7 +34,11 @@ pub(super) fn create(node: &Node, request: &CreateTopicsRequest) -> CreateTopics
                         .with_value(Some(text(value)))
                         .with_config_source(if given.contains_key(known.name) { 1 } else { 5 })
                 });
-                result.with_num_partitions(partitions).with_replication_factor(1).with_configs(Some(configs.collect()))
+                result
+                    .with_topic_id(id)
+                    .with_num_partitions(partitions)
+                    .with_replication_factor(1)
+                    .with_configs(Some(configs.collect()))
             }
             Err(TopicError { error, message }) => result
                 .with_error_code(error.code())
@@ -104,15 +50,17 @@ pub(super) fn create(node: &Node, request: &CreateTopicsRequest) -> CreateTopics
     CreateTopicsResponse::default().with_topics(topics.collect())
 }
 
-fn create_one(node: &Node, topic: &CreatableTopic, given: &Given, only_check: bool) -> Result<i32, TopicError> {
+/// Makes a topic, or only checks whether it could be made; returns its partitions and its id.
+fn create_one(node: &Node, topic: &CreatableTopic, given: &Given, only_check: bool) -> Result<(i32, Uuid), TopicError> {
     let refuse = |error, message: &str| Err(TopicError { error, message: message.to_owned() });
     let mut partitions = topic.num_partitions;
     if !topic.assignments.is_empty() {
+        let numbers: BTreeSet<i32> = topic.assignments.iter().map(|assignment| assignment.partition_index).collect();
         let here = topic.assignments.iter().all(|assignment| assignment.broker_ids == [NODE_ID]);
-        if !here {
+        if !here || !numbers.into_iter().eq(0..topic.assignments.len() as i32) {
             return refuse(
                 ResponseError::InvalidReplicaAssignment,
-                "this broker is one node: every replica is on node 1",
+                "this broker is one node: every partition from 0 on is assigned to node 1 alone, or to nobody",
             );
         }
         partitions = topic.assignments.len() as i32;
@@ -121,31 +69,41 @@ fn create_one(node: &Node, topic: &CreatableTopic, given: &Given, only_check: bo
         return refuse(ResponseError::InvalidReplicationFactor, message);
     }
     let partitions = node.check_topic(&topic.name, partitions, given)?;
-    if !only_check {
-        node.create_topic(&topic.name, partitions, given.clone())?;
-    }
-    Ok(partitions)
+    let id = if only_check { Uuid::nil() } else { node.create_topic(&topic.name, partitions, given.clone())? };
+    Ok((partitions, id))
 }
 
-/// For I/O threads.
-pub(super) fn delete(node: &Node, request: &DeleteTopicsRequest) -> DeleteTopicsResponse {
-    let results = request.topic_names.iter().map(|name| {
-        let result = DeletableTopicResult::default().with_name(Some(name.clone()));
-        match node.delete_topic(name) {
+pub(super) fn delete(node: &Arc<Node>, request: &DeleteTopicsRequest, version: i16) -> DeleteTopicsResponse {
+    let named = request.topic_names.iter().map(|name| (Some(name.clone()), Uuid::nil()));
+    let meant = request.topics.iter().map(|topic| (topic.name.clone(), topic.topic_id));
+    let results = named.chain(meant).map(|(name, id)| {
+        let topic = node.topic_meant(name.as_deref().map_or("", |name| name.as_str()), id);
+        let deleted = match &topic {
+            Ok(topic) => node.delete_topic(&topic.name),
+            Err(error) => Err(TopicError { error: *error, message: error.to_string() }),
+        };
+        let name = topic.as_ref().ok().map(|topic| topic_name(&topic.name)).or(name);
+        let id = topic.map_or(id, |topic| topic.id);
+        let result = DeletableTopicResult::default().with_name(name).with_topic_id(id);
+        match deleted {
             Ok(()) => result,
             Err(TopicError { error, message }) => {
-                result.with_error_code(error.code()).with_error_message(Some(text(message)))
+                let message = (version >= 5).then(|| text(message));
+                result.with_error_code(error.code()).with_error_message(message)
             }
         }
     });
     DeleteTopicsResponse::default().with_responses(results.collect())
 }
 
-/// For I/O threads.
-pub(super) fn create_partitions(node: &Node, request: &CreatePartitionsRequest) -> CreatePartitionsResponse {
+pub(super) fn create_partitions(
+    node: &Arc<Node>,
+    request: &CreatePartitionsRequest,
+    _version: i16,
+) -> CreatePartitionsResponse {
     let results = request.topics.iter().map(|topic| {
         let result = CreatePartitionsTopicResult::default().with_name(topic.name.clone());
-        match node.add_partitions(&topic.name, topic.count, request.validate_only) {
+        match create_partitions_of(node, topic, request.validate_only) {
             Ok(()) => result,
             Err(TopicError { error, message }) => {
                 result.with_error_code(error.code()).with_error_message(Some(text(message)))
@@ -155,8 +113,19 @@ pub(super) fn create_partitions(node: &Node, request: &CreatePartitionsRequest) 
     CreatePartitionsResponse::default().with_results(results.collect())
 }
 
-/// For I/O threads.
-pub(super) fn delete_records(node: &Node, request: &DeleteRecordsRequest) -> DeleteRecordsResponse {
+fn create_partitions_of(node: &Node, topic: &CreatePartitionsTopic, only_check: bool) -> Result<(), TopicError> {
+    if let Some(assignments) = &topic.assignments {
+        let have = node.topic(&topic.name).map_or(0, |topic| topic.partitions.len());
+        let one_each = usize::try_from(topic.count).is_ok_and(|count| count == have + assignments.len());
+        if !one_each || assignments.iter().any(|assignment| assignment.broker_ids != [NODE_ID]) {
+            let message = "this broker is one node: each new partition is assigned to node 1 alone, or to nobody";
+            return Err(TopicError { error: ResponseError::InvalidReplicaAssignment, message: message.to_owned() });
+        }
+    }
+    node.add_partitions(&topic.name, topic.count, only_check)
+}
+
+pub(super) fn delete_records(node: &Arc<Node>, request: &DeleteRecordsRequest, _version: i16) -> DeleteRecordsResponse {
     let topics = request.topics.iter().map(|topic| {
         let partitions = topic.partitions.iter().map(|asked| {
             let result = node.delete_records(&topic.name, asked.partition_index, asked.offset);

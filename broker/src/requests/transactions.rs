@@ -1,5 +1,7 @@
 //! Transactions: the coordinator's requests, on top of [`crate::transactions`]. All for I/O threads.
 
+use std::sync::Arc;
+
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::add_partitions_to_txn_response::{
     AddPartitionsToTxnPartitionResult, AddPartitionsToTxnTopicResult,
@@ -28,7 +30,7 @@ fn code(result: Result<(), ResponseError>, knows_fenced: bool) -> i16 {
     }
 }
 
-pub(super) fn init_producer(node: &Node, request: &InitProducerIdRequest, version: i16) -> InitProducerIdResponse {
+pub(super) fn init_producer(node: &Arc<Node>, request: &InitProducerIdRequest, version: i16) -> InitProducerIdResponse {
     let id = request.transactional_id.as_ref().map(|id| id.as_str());
     let expected = (request.producer_id.0 >= 0).then_some((request.producer_id.0, request.producer_epoch));
     let response = InitProducerIdResponse::default();
@@ -42,7 +44,7 @@ pub(super) fn init_producer(node: &Node, request: &InitProducerIdRequest, versio
 }
 
 pub(super) fn add_partitions(
-    node: &Node,
+    node: &Arc<Node>,
     request: &AddPartitionsToTxnRequest,
     version: i16,
 ) -> AddPartitionsToTxnResponse {
@@ -78,7 +80,7 @@ pub(super) fn add_partitions(
     AddPartitionsToTxnResponse::default().with_results_by_topic_v3_and_below(results.collect())
 }
 
-pub(super) fn add_offsets(node: &Node, request: &AddOffsetsToTxnRequest, version: i16) -> AddOffsetsToTxnResponse {
+pub(super) fn add_offsets(node: &Arc<Node>, request: &AddOffsetsToTxnRequest, version: i16) -> AddOffsetsToTxnResponse {
     let producer = Producer {
         transactional_id: &request.transactional_id,
         id: request.producer_id.0,
@@ -88,7 +90,11 @@ pub(super) fn add_offsets(node: &Node, request: &AddOffsetsToTxnRequest, version
     AddOffsetsToTxnResponse::default().with_error_code(code(result, version >= 2))
 }
 
-pub(super) fn commit_offsets(node: &Node, request: &TxnOffsetCommitRequest) -> TxnOffsetCommitResponse {
+pub(super) fn commit_offsets(
+    node: &Arc<Node>,
+    request: &TxnOffsetCommitRequest,
+    _version: i16,
+) -> TxnOffsetCommitResponse {
     let producer = Producer {
         transactional_id: &request.transactional_id,
         id: request.producer_id.0,
@@ -132,7 +138,7 @@ pub(super) fn commit_offsets(node: &Node, request: &TxnOffsetCommitRequest) -> T
     TxnOffsetCommitResponse::default().with_topics(topics.collect())
 }
 
-pub(super) fn end(node: &Node, request: &EndTxnRequest, version: i16) -> EndTxnResponse {
+pub(super) fn end(node: &Arc<Node>, request: &EndTxnRequest, version: i16) -> EndTxnResponse {
     let producer = Producer {
         transactional_id: &request.transactional_id,
         id: request.producer_id.0,

@@ -1,4 +1,4 @@
-//! The broker's contract, as the unmodified rdkafka client sees it.
+//! The broker's contract, as the unmodified rdkafka client sees it, and, for what other clients ask, byte by byte.
 //!
 //! Everything here but what is in `embedded` also holds for Apache Kafka: with `UNDERTONE_TEST_KAFKA` set to the
 //! address of one it is checked there (`make test-kafka` does that).
@@ -8,4 +8,8 @@ mod embedded;
 mod groups;
 mod records;
 mod support;
+mod tools;
+mod topic_ids;
 mod transactions;
+mod versions;
+mod wire;

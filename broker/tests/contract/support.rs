@@ -62,6 +62,11 @@ impl Server {
         &self.bootstrap
     }
 
+    /// Whether it is the broker of this crate, and not an Apache Kafka.
+    pub(crate) fn is_embedded(&self) -> bool {
+        self.config.is_some()
+    }
+
     pub(crate) fn dir(&self) -> &std::path::Path {
         &self.config.as_ref().expect("only asked of brokers in process").dir
     }

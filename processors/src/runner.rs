@@ -121,6 +121,11 @@ impl Runner {
         let mut aborts = 0;
         while !self.shutdown.is_cancelled() {
             let worked = match self.collect(&mut transactor, &owned)? {
+                // The group did not confirm them, and did not take them away either: it could not be asked.
+                Collected::Nothing if owned.is_empty() && !transactor.given().is_empty() => {
+                    self.take(&mut transactor, &mut owned)?;
+                    continue;
+                }
                 Collected::Nothing => self.pass_marks(&mut transactor, &mut owned),
                 Collected::Misplaced(cause) => Err(Interrupted::Dropped(cause)),
                 Collected::Batch(messages) => self.work(&mut transactor, &mut owned, messages, &mut last_tier),
@@ -129,9 +134,8 @@ impl Runner {
                     self.status.set("waiting for partitions");
                     continue;
                 }
-                Collected::Assigned(partitions) => {
-                    self.take(&mut transactor, &partitions, &mut owned)?;
-                    self.status.clear();
+                Collected::Assigned => {
+                    self.take(&mut transactor, &mut owned)?;
                     continue;
                 }
             };
@@ -152,12 +156,9 @@ impl Runner {
                     }
                     std::thread::sleep((RETRY_WAITS.0 * aborts).min(RETRY_WAITS.1));
                     // Taken over again, from the committed offsets and under new epochs. If they are no longer ours,
-                    // the group refuses the next commit, and the next poll says who they went to.
-                    let partitions: Vec<i32> = owned.keys().copied().collect();
+                    // the group does not confirm them, and the next poll says so.
                     self.leave(&mut owned)?;
-                    if !partitions.is_empty() {
-                        self.take(&mut transactor, &partitions, &mut owned)?;
-                    }
+                    self.take(&mut transactor, &mut owned)?;
                 }
             }
         }
@@ -215,7 +216,7 @@ impl Runner {
                 }
                 // What was gathered under the old assignment is read again by whoever gets the partitions.
                 Ok(Some(Event::Revoked)) => return Ok(Collected::Revoked),
-                Ok(Some(Event::Assigned(partitions))) => return Ok(Collected::Assigned(partitions)),
+                Ok(Some(Event::Assigned(_))) => return Ok(Collected::Assigned),
                 Err(LogError::Transient(cause)) => {
                     tracing::debug!(cause, "the log is away for the moment");
                     break;
@@ -232,20 +233,21 @@ impl Runner {
         Ok(if messages.is_empty() { Collected::Nothing } else { Collected::Batch(messages) })
     }
 
-    /// Takes over partitions: an epoch first, then where to start, whether they are still ours, and a mark that work goes
-    /// on. If they are not, none is owned, and the next poll says so.
-    fn take(
-        &self,
-        transactor: &mut Transactor,
-        partitions: &[i32],
-        owned: &mut BTreeMap<i32, Owned>,
-    ) -> Result<(), RunError> {
+    /// Takes over the partitions that were given: an epoch first, then where to start, whether they are still ours, and
+    /// a mark that work goes on. If they are not, or nobody could say, none is owned; the next poll tells the loss.
+    fn take(&self, transactor: &mut Transactor, owned: &mut BTreeMap<i32, Owned>) -> Result<(), RunError> {
         owned.clear();
+        let given = transactor.given().to_vec();
+        if given.is_empty() {
+            // The others have them all: ready for what may come.
+            self.status.clear();
+            return Ok(());
+        }
         let mut assigned = BTreeMap::new();
-        for partition in partitions {
+        for partition in &given {
             assigned.insert(*partition, self.wait(self.contexts.assign(self.chain.name(), *partition))?);
         }
-        let Some(standing) = self.patiently(|| transactor.standing(partitions))? else { return Ok(()) };
+        let Some(standing) = self.patiently(|| transactor.standing(&given))? else { return Ok(()) };
         if !self.is_member(transactor, &standing)? {
             return Ok(());
         }
@@ -257,30 +259,35 @@ impl Runner {
             let careful_until = if assigned.attempt.is_some() { batch_end } else { next };
             let owner = Owned { epoch: assigned.epoch, next, attempt: assigned.attempt, careful_until };
             let mark = owner.attempt.unwrap_or(Attempt { offset: next, count: 0 });
-            self.note(partition, &owner, Some(mark))?;
+            match self.note(partition, &owner, Some(mark)) {
+                Ok(()) => {}
+                Err(RunError::Context(fenced @ ContextError::Fenced { .. })) => {
+                    tracing::info!(cause = %fenced, "the partitions are no longer ours");
+                    owned.clear();
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
             owned.insert(partition, owner);
         }
         if let Err(error) = transactor.assign(&starts) {
             tracing::debug!(error = %error, "the group moved on before the partitions were taken");
             owned.clear();
+            return Ok(());
         }
+        self.status.clear();
         tracing::info!(partitions = ?starts.keys().collect::<Vec<_>>(), "took over partitions");
         Ok(())
     }
 
     /// Whether the group still counts this process as the one that was given the partitions, asked after the epochs
-    /// were issued: whoever gets them later has later epochs, so from here on an older owner cannot write. The question
-    /// is a commit of what is committed already; a group that has committed nothing cannot be asked in this way.
+    /// were issued: whoever gets them later has later epochs, so from here on an older owner cannot write.
     fn is_member(&self, transactor: &mut Transactor, standing: &BTreeMap<i32, Standing>) -> Result<bool, RunError> {
-        let committed = |(partition, standing): (&i32, &Standing)| Some((*partition, standing.committed?));
-        let committed: BTreeMap<i32, i64> = standing.iter().filter_map(committed).collect();
-        if committed.is_empty() {
-            return Ok(true);
-        }
-        match transactor.commit(&[], &committed) {
+        let starts = standing.iter().map(|(partition, at)| (*partition, at.committed.unwrap_or(at.low))).collect();
+        match transactor.confirm(&starts) {
             Ok(()) => Ok(true),
             Err(CommitError::Aborted(cause)) => {
-                tracing::info!(cause, "the partitions are no longer ours");
+                tracing::info!(cause, "the partitions are not confirmed");
                 Ok(false)
             }
             Err(CommitError::Fatal(error)) => Err(error.into()),
@@ -316,7 +323,7 @@ enum Collected {
     Misplaced(String),
     Batch(Vec<Message>),
     Revoked,
-    Assigned(Vec<i32>),
+    Assigned,
 }
 
 /// Milliseconds since the Unix epoch.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 pub use admin::{Admin, TopicSpec, TopicState};
 pub use error::{AppendError, LogError};
-pub use group::GroupReader;
+pub use group::{GroupReader, Joining};
 pub use producer::{Producer, ProducerLimits};
 pub use tail::{From, Tail};
 

@@ -42,10 +42,14 @@ impl House {
     }
 
     fn role(&self) -> (JoinHandle<Result<(), WriterError>>, CancellationToken) {
+        self.role_of(&self.history)
+    }
+
+    fn role_of(&self, history: &History) -> (JoinHandle<Result<(), WriterError>>, CancellationToken) {
         let shutdown = CancellationToken::new();
         let meter = SdkMeterProvider::default().meter("test");
         let config = writer::Config::new(self.kafka.clone());
-        let (history, rejects, token) = (self.history.clone(), self.producer.clone(), shutdown.clone());
+        let (history, rejects, token) = (history.clone(), self.producer.clone(), shutdown.clone());
         (tokio::spawn(async move { writer::run(config, history, rejects, &meter, token).await }), shutdown)
     }
 
@@ -62,8 +66,12 @@ impl House {
     }
 
     async fn kept(&self, conversation: &str, count: i64) {
+        House::kept_in(&self.history, conversation, count).await;
+    }
+
+    async fn kept_in(history: &History, conversation: &str, count: i64) {
         let until = tokio::time::Instant::now() + PATIENCE;
-        while self.history.last_position(conversation).await.unwrap() < Some(count) {
+        while history.last_position(conversation).await.unwrap() < Some(count) {
             assert!(tokio::time::Instant::now() < until, "turn {count} of {conversation} was not kept");
             tokio::task::yield_now().await;
         }
@@ -116,6 +124,35 @@ async fn turns_are_kept_as_they_stood_in_the_log_and_the_role_goes_on_where_it_w
     assert_eq!((rows[4].id, rows[4].at), (turn("room", 5).id, 1005));
     shutdown.cancel();
     role.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn history_that_lost_what_it_had_acknowledged_is_read_up_to_the_present_by_itself() {
+    let house = House::start().await;
+    let append = async |positions: std::ops::RangeInclusive<i64>| {
+        for position in positions {
+            house.append("room", house.codec.encode(&turn("room", position)).unwrap()).await;
+        }
+    };
+    let write_to = async |history: &History, count: i64| {
+        let (role, shutdown) = house.role_of(history);
+        House::kept_in(history, "room", count).await;
+        shutdown.cancel();
+        role.await.unwrap().unwrap();
+    };
+    append(1..=5).await;
+    write_to(&house.history, 5).await;
+    append(6..=10).await;
+    // The group commits all ten into a history that was new: the one before is now a backup of five.
+    let emptied = History::in_memory().await.unwrap();
+    write_to(&emptied, 10).await;
+    append(11..=11).await;
+    write_to(&house.history, 11).await;
+    for (history, wanted) in [(&emptied, 10), (&house.history, 11)] {
+        let rows = history.turns("room", Page::After(0), 100).await.unwrap();
+        let positions: Vec<i64> = rows.iter().map(|row| row.position).collect();
+        assert_eq!(positions, (1..=wanted).collect::<Vec<_>>());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

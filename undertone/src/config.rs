@@ -89,6 +89,8 @@ pub struct Broker {
     pub fsync: Fsync,
     /// Longest time between two syncs, in milliseconds.
     pub fsync_interval_ms: u64,
+    /// Shortest session time-out that a group member may ask for, in seconds.
+    pub session_seconds_min: u64,
 }
 
 /// What an acknowledgement of the embedded broker promises.
@@ -115,6 +117,8 @@ pub struct Kafka {
     pub replication: i32,
     /// Whether missing topics are created at the start.
     pub create_topics: bool,
+    /// Longest silence of a member of a group, in seconds.
+    pub session_seconds_max: u64,
     /// Patience with brokers out of reach at the start, in seconds.
     pub connect_seconds_max: u64,
     /// Further settings of librdkafka; secrets among them.
@@ -181,6 +185,8 @@ pub struct Processors {
     pub lag_seconds_max: u64,
     /// Most turns in one batch.
     pub batch_turns_max: usize,
+    /// Longest open transaction, in seconds.
+    pub transaction_seconds_max: u64,
 }
 
 /// Which models serve.
@@ -341,6 +347,9 @@ impl Config {
             ("api", "hub_turns_max", self.api.hub_turns_max as i64),
             ("api", "hub_bytes_max", self.api.hub_bytes_max as i64),
             ("processors", "batch_turns_max", self.processors.batch_turns_max as i64),
+            ("processors", "transaction_seconds_max", self.processors.transaction_seconds_max as i64),
+            ("kafka", "session_seconds_max", self.kafka.session_seconds_max as i64),
+            ("broker", "session_seconds_min", self.broker.session_seconds_min as i64),
         ];
         for (section, key, value) in positive {
             if value < 1 {

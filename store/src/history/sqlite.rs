@@ -2,6 +2,7 @@
 //!
 //! Conversations are named once and numbered, so that the index of turns stays small.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +15,8 @@ use crate::sqlite::{Database, Layout};
 static LAYOUT: Layout = Layout {
     name: "history",
     application_id: 0x756e_6468,
-    migrations: &["
+    migrations: &[
+        "
         CREATE TABLE conversations (
             number INTEGER PRIMARY KEY,
             conversation TEXT NOT NULL UNIQUE,
@@ -29,7 +31,15 @@ static LAYOUT: Layout = Layout {
             at INTEGER NOT NULL,
             value BLOB NOT NULL,
             PRIMARY KEY (conversation, position)
-        ) STRICT;"],
+        ) STRICT;",
+        "
+        CREATE TABLE reached (
+            topic TEXT NOT NULL,
+            partition INTEGER NOT NULL,
+            next INTEGER NOT NULL,
+            PRIMARY KEY (topic, partition)
+        ) STRICT, WITHOUT ROWID;",
+    ],
 };
 
 /// Most turns or conversations that one call returns.
@@ -74,17 +84,42 @@ impl History {
     /// # Errors
     /// The database could not serve.
     pub async fn upsert(&self, rows: Vec<Row>) -> Result<(), HistoryError> {
-        self.upsert_shared(Arc::from(rows)).await
+        self.keep(Arc::from(rows), "", Arc::default()).await
     }
 
-    /// As [`History::upsert`], for who may have to try again.
-    pub(super) async fn upsert_shared(&self, rows: Arc<[Row]>) -> Result<(), HistoryError> {
+    /// As [`History::upsert`], together with the offset up to which each partition of `topic` is kept now.
+    pub(super) async fn keep(
+        &self,
+        rows: Arc<[Row]>,
+        topic: &'static str,
+        reached: Arc<BTreeMap<i32, i64>>,
+    ) -> Result<(), HistoryError> {
         self.database
             .write(move |transaction| {
                 for row in &*rows {
                     upsert(transaction, row)?;
                 }
+                let mut statement = transaction.prepare_cached("INSERT OR REPLACE INTO reached VALUES (?1, ?2, ?3)")?;
+                for (partition, next) in &*reached {
+                    statement.execute(params![topic, partition, next])?;
+                }
                 Ok(())
+            })
+            .await
+    }
+
+    /// The offset behind what is kept, by partition of a topic; a partition of which nothing is kept is absent.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn reached(&self, topic: &str) -> Result<BTreeMap<i32, i64>, HistoryError> {
+        let topic = topic.to_owned();
+        self.database
+            .read(move |transaction| {
+                let mut statement =
+                    transaction.prepare_cached("SELECT partition, next FROM reached WHERE topic = ?1")?;
+                let reached = statement.query_map([topic], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                Ok(reached.collect::<Result<_, _>>()?)
             })
             .await
     }

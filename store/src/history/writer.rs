@@ -1,10 +1,12 @@
 //! The history role: reads enriched turns from the log and keeps them.
 //!
 //! Promises: a turn is committed in the log only after it is kept; after a crash some are read again, which changes
-//! nothing. A record that is no enriched turn goes to the rejects with its raw bytes before the role goes on. When the
+//! nothing. The history knows how far it has been written: one that was restored from a backup is read up to the present
+//! by itself, as far as the log reaches back. A record that is no enriched turn goes to the rejects with its raw bytes before the role goes on. When the
 //! disk is full or another process holds the file, it tries again for [`Config::retry_for`] and then ends with the
 //! error, so that somebody notices.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{History, HistoryError, Row};
-use crate::log::{AppendError, GroupReader, Kafka, LogError, Message, Producer, Record};
+use crate::log::{AppendError, GroupReader, Joining, Kafka, LogError, Message, Producer, Record};
 
 /// Settings of the role.
 #[derive(Debug, Clone)]
@@ -25,6 +27,8 @@ pub struct Config {
     pub kafka: Kafka,
     /// Consumer group; one for each history.
     pub group: String,
+    /// The group gives a silent writer's partitions away after this time.
+    pub session_timeout: Duration,
     /// Turns that are kept in one transaction.
     pub batch_turns_max: usize,
     /// How long to wait for a batch before looking whether to stop.
@@ -44,6 +48,7 @@ impl Config {
         Config {
             kafka,
             group: "undertone.history".to_owned(),
+            session_timeout: Duration::from_secs(10),
             batch_turns_max: 500,
             batch_wait: Duration::from_secs(1),
             retry_for: Duration::from_secs(300),
@@ -87,7 +92,9 @@ pub async fn run(
     meter: &Meter,
     shutdown: CancellationToken,
 ) -> Result<(), WriterError> {
-    let mut reader = GroupReader::join(&config.kafka, &config.group, topic::TURNS_ENRICHED)?;
+    let kept = Some(history.reached(topic::TURNS_ENRICHED).await?);
+    let joining = Joining { session_timeout: config.session_timeout, kept };
+    let mut reader = GroupReader::join_with(&config.kafka, &config.group, topic::TURNS_ENRICHED, &joining)?;
     let writer = Writer { codec: Codec::embedded(), meters: Meters::new(meter), config, history, rejects };
     let result = writer.run(&mut reader, &shutdown).await;
     reader.close().await;
@@ -126,7 +133,7 @@ impl Writer {
                 }
                 Err(error) => return Err(error.into()),
             };
-            self.keep(batch, shutdown).await?;
+            self.keep(batch, reader.reached(), shutdown).await?;
             match reader.commit().await {
                 Ok(()) => patience = Patience::new(&self.config),
                 Err(error) if error.is_transient() => patience.wait(error.into(), shutdown).await?,
@@ -139,11 +146,17 @@ impl Writer {
     }
 
     /// Keeps a batch. Cancelled only between two tries: then nothing was kept and nothing will be committed.
-    async fn keep(&self, batch: Vec<Message>, shutdown: &CancellationToken) -> Result<(), WriterError> {
-        if batch.is_empty() {
+    async fn keep(
+        &self,
+        batch: Vec<Message>,
+        reached: &BTreeMap<i32, i64>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), WriterError> {
+        if batch.is_empty() && reached.is_empty() {
             return Ok(());
         }
         let started = Instant::now();
+        let reached = Arc::new(reached.clone());
         let (rows, rejects) = self.sort(batch);
         for reject in &rejects {
             self.set_aside(reject, shutdown).await?;
@@ -151,7 +164,7 @@ impl Writer {
         let kept = rows.len() as u64;
         let rows: Arc<[Row]> = Arc::from(rows);
         let mut patience = Patience::new(&self.config);
-        while let Err(error) = self.history.upsert_shared(Arc::clone(&rows)).await {
+        while let Err(error) = self.history.keep(Arc::clone(&rows), topic::TURNS_ENRICHED, Arc::clone(&reached)).await {
             if !error.is_transient() {
                 return Err(error.into());
             }

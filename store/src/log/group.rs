@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
@@ -27,8 +27,23 @@ use super::{Kafka, LogError, Message};
 const MESSAGES_WAITING_MAX: usize = 256;
 /// How often the thread looks whether it shall stop.
 const POLL_FOR: Duration = Duration::from_millis(50);
-/// After this long without a heartbeat the brokers give a member's partitions to another.
-const SESSION_TIMEOUT_MS: &str = "10000";
+
+/// How a reader joins its group.
+#[derive(Debug, Clone)]
+pub struct Joining {
+    /// After this long without a heartbeat the brokers give its partitions to another member.
+    pub session_timeout: Duration,
+    /// What the reader's own store says that it has, as the offset behind it, by partition; `None` if nobody keeps
+    /// account. A partition is then read from there, or from its beginning if the store has nothing of it, should the
+    /// group have committed more: the store lost what it had acknowledged.
+    pub kept: Option<BTreeMap<i32, i64>>,
+}
+
+impl Default for Joining {
+    fn default() -> Joining {
+        Joining { session_timeout: Duration::from_secs(10), kept: None }
+    }
+}
 
 /// What the thread has to tell.
 enum Polled {
@@ -65,10 +80,21 @@ impl GroupReader {
     /// # Errors
     /// A setting is wrong.
     pub fn join(kafka: &Kafka, group: &str, topic: &str) -> Result<GroupReader, LogError> {
+        GroupReader::join_with(kafka, group, topic, &Joining::default())
+    }
+
+    /// As [`GroupReader::join`], otherwise than by default.
+    ///
+    /// # Errors
+    /// A setting is wrong.
+    pub fn join_with(kafka: &Kafka, group: &str, topic: &str, joining: &Joining) -> Result<GroupReader, LogError> {
         let mut config = client::consumer(kafka, group);
-        config.set("session.timeout.ms", SESSION_TIMEOUT_MS);
+        config
+            .set("session.timeout.ms", joining.session_timeout.as_millis().to_string())
+            .set("heartbeat.interval.ms", (joining.session_timeout / 3).as_millis().to_string());
+        let placed = Placed { kept: joining.kept.clone().map(Mutex::new) };
         let consumer: BaseConsumer<Placed> =
-            with_properties(config, kafka).create_with_context(Placed).map_err(|error| classify(&error))?;
+            with_properties(config, kafka).create_with_context(placed).map_err(|error| classify(&error))?;
         consumer.subscribe(&[topic]).map_err(|error| classify(&error))?;
         let consumer = Arc::new(consumer);
         let topic: Arc<str> = Arc::from(topic);
@@ -141,6 +167,11 @@ impl GroupReader {
         }
     }
 
+    /// The offset behind what was returned and is not committed yet, by partition: what a store writes down beside it.
+    pub fn reached(&self) -> &BTreeMap<i32, i64> {
+        &self.returned
+    }
+
     /// Commits everything that was returned so far, and waits for the answer. Does nothing if that is nothing new.
     ///
     /// # Errors
@@ -152,7 +183,11 @@ impl GroupReader {
         }
         let offsets = list(&self.topic, &self.returned)?;
         let consumer = self.consumer()?;
+        let placed = Arc::clone(&consumer);
         blocking(move || consumer.commit(&offsets, CommitMode::Sync)).await?;
+        if let Some(kept) = &placed.context().kept {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).extend(&self.returned);
+        }
         self.returned.clear();
         Ok(())
     }
@@ -242,8 +277,11 @@ fn list(topic: &str, offsets: &BTreeMap<i32, i64>) -> Result<TopicPartitionList,
 
 /// Starts assigned partitions where the group is, or at their beginning if it has never been there. Left to
 /// librdkafka (`auto.offset.reset`), a group that has never been there and one whose offset expired look the same.
-#[derive(Debug, Clone, Copy)]
-struct Placed;
+#[derive(Debug)]
+struct Placed {
+    /// See [`Joining::kept`]; grows with what is committed.
+    kept: Option<Mutex<BTreeMap<i32, i64>>>,
+}
 
 impl ClientContext for Placed {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
@@ -259,7 +297,7 @@ impl ConsumerContext for Placed {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, change: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         let assigned = change == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
-        if assigned && let Err(error) = place(consumer, partitions) {
+        if assigned && let Err(error) = self.place(consumer, partitions) {
             // They start at the group's offset; without one, the next poll says so.
             tracing::warn!(%error, "look up committed offsets");
         }
@@ -275,14 +313,49 @@ impl ConsumerContext for Placed {
     }
 }
 
-fn place(consumer: &BaseConsumer<Placed>, assigned: &mut TopicPartitionList) -> Result<(), KafkaError> {
-    let committed = consumer.committed_offsets(assigned.clone(), ANSWER_WITHIN)?;
-    for element in committed.elements() {
-        let offset = match element.offset() {
-            Offset::Invalid => Offset::Beginning,
-            known => known,
-        };
-        assigned.set_partition_offset(element.topic(), element.partition(), offset)?;
+impl Placed {
+    fn place(&self, consumer: &BaseConsumer<Self>, assigned: &mut TopicPartitionList) -> Result<(), KafkaError> {
+        // First without the group, so that what the store lost is read even if the group cannot be asked.
+        for element in assigned.clone().elements() {
+            if let Some(kept) = self.kept(element.partition()) {
+                assigned.set_partition_offset(element.topic(), element.partition(), kept)?;
+            }
+        }
+        let committed = consumer.committed_offsets(assigned.clone(), ANSWER_WITHIN)?;
+        for element in committed.elements() {
+            let (topic, partition) = (element.topic(), element.partition());
+            let offset = match (element.offset(), self.kept(partition)) {
+                (Offset::Invalid, _) => Offset::Beginning,
+                (Offset::Offset(committed), Some(kept)) => {
+                    let (low, _) = consumer.fetch_watermarks(topic, partition, ANSWER_WITHIN)?;
+                    behind(partition, committed, kept, low)
+                }
+                (known, _) => known,
+            };
+            assigned.set_partition_offset(topic, partition, offset)?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Where the store wants a partition read from, if it has a say.
+    fn kept(&self, partition: i32) -> Option<Offset> {
+        let kept = self.kept.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(kept.get(&partition).map_or(Offset::Beginning, |next| Offset::Offset(*next)))
+    }
+}
+
+/// Where to start a partition whose group has committed `committed` and whose store has what is before `kept`.
+fn behind(partition: i32, committed: i64, kept: Offset, low: i64) -> Offset {
+    let kept = match kept {
+        Offset::Offset(kept) => kept,
+        _ => low,
+    };
+    if kept >= committed || committed < low {
+        return Offset::Offset(committed);
+    }
+    if kept < low {
+        tracing::error!(partition, kept, oldest = low, "what the store lost has expired from the log in part");
+    }
+    tracing::warn!(partition, committed, kept, "the store lost what it had, reading it again");
+    Offset::Offset(kept.max(low))
 }

@@ -6,6 +6,7 @@
 //!   earliest or the latest by itself.
 //! - [`Transactor::commit`] writes records and offsets together or not at all. It uses the group metadata that was
 //!   captured when the partitions were assigned, so a member that lost a partition and rejoined cannot commit for it.
+//! - [`Transactor::confirm`] asks the group by the same metadata, without committing anything.
 //! - An outcome in doubt is asked for again, [`COMMIT_ATTEMPTS_MAX`] times; then it is fatal.
 //!
 //! Blocking: it lives on a thread of its own.
@@ -90,6 +91,7 @@ pub struct Transactor {
     deliveries: Arc<Outstanding>,
     topic: Arc<str>,
     metadata: Option<ConsumerGroupMetadata>,
+    given: Vec<i32>,
     transaction_timeout: Duration,
 }
 
@@ -128,9 +130,9 @@ impl Transactor {
             with_properties(writing, kafka).create_with_context(Deliveries(Arc::clone(&deliveries))).map_err(of)?;
         producer.init_transactions(CALL_TIMEOUT).map_err(of)?;
         consumer.subscribe(&[&settings.topic]).map_err(of)?;
-        let (topic, metadata) = (Arc::from(settings.topic.as_str()), None);
+        let (topic, metadata, given) = (Arc::from(settings.topic.as_str()), None, Vec::new());
         let transaction_timeout = settings.transaction_timeout;
-        Ok(Transactor { consumer, producer, deliveries, topic, metadata, transaction_timeout })
+        Ok(Transactor { consumer, producer, deliveries, topic, metadata, given, transaction_timeout })
     }
 
     /// The next event, or `None` if there is none within `wait`.
@@ -160,14 +162,21 @@ impl Transactor {
             None => Ok(None),
             Some(Change::Revoked) => {
                 self.metadata = None;
+                self.given.clear();
                 Ok(Some(Event::Revoked))
             }
             Some(Change::Assigned(partitions)) => {
                 self.metadata = self.consumer.group_metadata();
+                self.given.clone_from(&partitions);
                 Ok(Some(Event::Assigned(partitions)))
             }
             Some(Change::Failed(code)) => Err(of(KafkaError::Rebalance(code))),
         }
+    }
+
+    /// The partitions that the last [`Event::Assigned`] named, until [`Event::Revoked`].
+    pub fn given(&self) -> &[i32] {
+        &self.given
     }
 
     /// Where the partitions stand. Waits while an open transaction holds offsets of them.
@@ -222,16 +231,31 @@ impl Transactor {
     /// [`CommitError::Aborted`]: nothing happened. [`CommitError::Fatal`]: fenced, or the outcome stays in doubt.
     pub fn commit(&mut self, records: &[Record], next: &BTreeMap<i32, i64>) -> Result<(), CommitError> {
         let offsets = self.offsets(next)?;
-        let Some(metadata) = &self.metadata else {
-            return Err(CommitError::Aborted("the partitions were taken away".to_owned()));
-        };
+        let Some(metadata) = &self.metadata else { return Err(taken_away()) };
         self.producer.begin_transaction().map_err(of)?;
         let written = self
             .produce(records)
             .and_then(|()| self.producer.send_offsets_to_transaction(&offsets, metadata, CALL_TIMEOUT));
         match written {
             Ok(()) => self.finish(),
-            Err(error) => self.abort(error),
+            Err(error) => Err(self.abort(&error)),
+        }
+    }
+
+    /// Whether the group still counts this member as the one that was given its partitions. The group says so when
+    /// offsets are sent to it; they are taken back, so that nothing is committed whatever the answer is, and a group
+    /// that has committed nothing can be asked too.
+    ///
+    /// # Errors
+    /// [`CommitError::Aborted`]: it does not, or it cannot be asked at the moment. [`CommitError::Fatal`]: as for
+    /// [`Transactor::commit`].
+    pub fn confirm(&mut self, offsets: &BTreeMap<i32, i64>) -> Result<(), CommitError> {
+        let offsets = self.offsets(offsets)?;
+        let Some(metadata) = &self.metadata else { return Err(taken_away()) };
+        self.producer.begin_transaction().map_err(of)?;
+        match self.producer.send_offsets_to_transaction(&offsets, metadata, CALL_TIMEOUT) {
+            Ok(()) => Ok(self.take_back()?),
+            Err(error) => Err(self.abort(&error)),
         }
     }
 
@@ -256,7 +280,7 @@ impl Transactor {
             match self.producer.commit_transaction(self.transaction_timeout) {
                 Ok(()) => return Ok(()),
                 Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
-                    return self.abort(KafkaError::Transaction(error));
+                    return Err(self.abort(&KafkaError::Transaction(error)));
                 }
                 Err(KafkaError::Transaction(error)) if error.is_retriable() => {
                     tracing::warn!(error = %error, "commit in doubt, asking again");
@@ -268,22 +292,31 @@ impl Transactor {
         Err(LogError::Fatal(doubt.to_owned()).into())
     }
 
-    fn abort(&self, cause: KafkaError) -> Result<(), CommitError> {
-        if let KafkaError::Transaction(error) = &cause
+    /// Aborts the transaction because of `cause`; what to tell the caller.
+    fn abort(&self, cause: &KafkaError) -> CommitError {
+        if let KafkaError::Transaction(error) = cause
             && error.is_fatal()
         {
-            return Err(of(cause).into());
+            return of(cause.clone()).into();
         }
+        match self.take_back() {
+            Ok(()) => CommitError::Aborted(cause.to_string()),
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Ends the open transaction so that nothing of it is visible.
+    fn take_back(&self) -> Result<(), LogError> {
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             match self.producer.abort_transaction(self.transaction_timeout) {
-                Ok(()) => return Err(CommitError::Aborted(cause.to_string())),
+                Ok(()) => return Ok(()),
                 Err(KafkaError::Transaction(error)) if error.is_retriable() => {
                     tracing::warn!(error = %error, "abort in doubt, asking again");
                 }
-                Err(error) => return Err(of(error).into()),
+                Err(error) => return Err(of(error)),
             }
         }
-        Err(LogError::Transient("the transaction could not be aborted: see to the broker".to_owned()).into())
+        Err(LogError::Transient("the transaction could not be aborted: see to the broker".to_owned()))
     }
 
     fn offsets(&self, offsets: &BTreeMap<i32, i64>) -> Result<TopicPartitionList, LogError> {
@@ -293,6 +326,10 @@ impl Transactor {
         }
         Ok(list)
     }
+}
+
+fn taken_away() -> CommitError {
+    CommitError::Aborted("the partitions were taken away".to_owned())
 }
 
 fn millis(duration: Duration) -> String {

@@ -265,6 +265,7 @@ async fn start_broker(config: &Config) -> anyhow::Result<Broker> {
     settings.listen = config.broker.listen;
     settings.allow_remote = config.broker.allow_remote;
     settings.advertised_host = Some(config.broker.advertised_host.clone()).filter(|host| !host.is_empty());
+    settings.session_timeout_min = Duration::from_secs(config.broker.session_seconds_min);
     settings.fsync = match config.broker.fsync {
         Fsync::Interval => broker::Fsync::Interval { every: Duration::from_millis(config.broker.fsync_interval_ms) },
         Fsync::Acknowledge => broker::Fsync::Acknowledge,

@@ -119,6 +119,7 @@ impl Given {
         }
         let mut settings = writer::Config::new(self.kafka.clone());
         settings.group = self.config.history.group.clone();
+        settings.session_timeout = Duration::from_secs(self.config.kafka.session_seconds_max);
         let rejects =
             Producer::connect(&self.kafka, &ProducerLimits::default()).context("connect the history writer")?;
         let (meter, stop) = (self.meter.clone(), self.readers.clone());
@@ -144,7 +145,12 @@ impl Given {
             models: locate::models(&self.config.models.dir)?,
             onnxruntime: locate::onnxruntime(&self.config.models.onnxruntime)?,
             options: processors::Options::default(),
-            limits: processors::Limits { batch_turns_max: config.batch_turns_max, ..processors::Limits::default() },
+            limits: processors::Limits {
+                batch_turns_max: config.batch_turns_max,
+                session_timeout: Duration::from_secs(self.config.kafka.session_seconds_max),
+                transaction_timeout: Duration::from_secs(config.transaction_seconds_max),
+                ..processors::Limits::default()
+            },
         })
     }
 

@@ -230,7 +230,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             models::contexts_show(&settings.load()?, &conversation)
         }
         Command::Contexts(ContextsCommand::Rebuild) => models::contexts_rebuild(settings.load()?),
-        Command::Bench { command, json } => bench::bench(&command, json),
+        Command::Bench { command, json } => bench::bench(settings, &command, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "undertone", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -1,12 +1,14 @@
 //! `undertone bench`: what the crate `benchmarks` runs. The report goes to standard output, and what happens meanwhile to
 //! the error stream.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Subcommand;
 
-use super::say;
+use super::{Settings, say};
+use crate::locate;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
@@ -18,10 +20,20 @@ pub(super) enum BenchCommand {
     Pipeline(benchmarks::pipeline::Options),
 }
 
-pub(super) fn bench(command: &BenchCommand, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> anyhow::Result<ExitCode> {
     let outcome = match command {
         BenchCommand::Broker(options) => benchmarks::broker::run(options),
-        BenchCommand::Faults(options) => benchmarks::faults::run(options),
+        BenchCommand::Faults(options) => {
+            let models = settings.load()?.models;
+            let undertone = benchmarks::faults::Undertone {
+                path: std::env::current_exe().context("find the program")?,
+                models: locate::models(&models.dir)?,
+                onnxruntime: locate::onnxruntime(&models.onnxruntime)?,
+            };
+            benchmarks::faults::run(options, &undertone, &mut |line| {
+                let _ = writeln!(std::io::stderr(), "{line}");
+            })
+        }
         BenchCommand::Pipeline(options) => benchmarks::pipeline::run(options),
     }?;
     if json {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use schemas::{Codec, Tier};
 use store::context::{Attempt, ContextError, Contexts, Epoch};
-use store::log::transact::{CommitError, Event, Settings, Standing, Transactor};
+use store::log::transact::{CommitError, Event, Settings, Transactor};
 use store::log::{Kafka, LogError, Message};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +41,9 @@ pub const KILLS_MAX: u32 = 3;
 const POLL_WAIT: Duration = Duration::from_millis(100);
 /// Waits between tries while the log is away, doubling up to the second.
 const RETRY_WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Time after which the group is asked again about partitions that it gave and did not confirm.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Bounds of the runner.
 #[derive(Debug, Clone)]
@@ -119,11 +122,15 @@ impl Runner {
         let mut owned: BTreeMap<i32, Owned> = BTreeMap::new();
         let mut last_tier = Tier::Full;
         let mut aborts = 0;
+        let mut asked = Instant::now();
         while !self.shutdown.is_cancelled() {
             let worked = match self.collect(&mut transactor, &owned)? {
                 // The group did not confirm them, and did not take them away either: it could not be asked.
                 Collected::Nothing if owned.is_empty() && !transactor.given().is_empty() => {
-                    self.take(&mut transactor, &mut owned)?;
+                    if asked.elapsed() >= ASK_AGAIN {
+                        self.take(&mut transactor, &mut owned)?;
+                        asked = Instant::now();
+                    }
                     continue;
                 }
                 Collected::Nothing => self.pass_marks(&mut transactor, &mut owned),
@@ -136,6 +143,7 @@ impl Runner {
                 }
                 Collected::Assigned => {
                     self.take(&mut transactor, &mut owned)?;
+                    asked = Instant::now();
                     continue;
                 }
             };
@@ -237,19 +245,44 @@ impl Runner {
     /// a mark that work goes on. If they are not, or nobody could say, none is owned; the next poll tells the loss.
     fn take(&self, transactor: &mut Transactor, owned: &mut BTreeMap<i32, Owned>) -> Result<(), RunError> {
         owned.clear();
+        let starts = self.take_given(transactor, owned)?;
+        if starts.is_none() {
+            owned.clear();
+        }
+        // Without an answer the client waits, and does not even learn that it lost them: none are assigned then.
+        if let Err(error) = transactor.assign(&starts.clone().unwrap_or_default()) {
+            tracing::debug!(error = %error, "the group moved on before the partitions were taken");
+            owned.clear();
+        }
+        if let Some(starts) = starts {
+            self.status.clear();
+            tracing::info!(partitions = ?starts.keys().collect::<Vec<_>>(), "took over partitions");
+        }
+        Ok(())
+    }
+
+    /// The offsets to start from; `None` if the partitions are not confirmed.
+    fn take_given(
+        &self,
+        transactor: &mut Transactor,
+        owned: &mut BTreeMap<i32, Owned>,
+    ) -> Result<Option<BTreeMap<i32, i64>>, RunError> {
         let given = transactor.given().to_vec();
         if given.is_empty() {
             // The others have them all: ready for what may come.
-            self.status.clear();
-            return Ok(());
+            return Ok(Some(BTreeMap::new()));
+        }
+        // Asked before as well: a new epoch stops whoever works on the partition, so one who lost it must not get any.
+        if !self.is_member(transactor, &given)? {
+            return Ok(None);
         }
         let mut assigned = BTreeMap::new();
         for partition in &given {
             assigned.insert(*partition, self.wait(self.contexts.assign(self.chain.name(), *partition))?);
         }
-        let Some(standing) = self.patiently(|| transactor.standing(&given))? else { return Ok(()) };
-        if !self.is_member(transactor, &standing)? {
-            return Ok(());
+        let Some(standing) = self.patiently(|| transactor.standing(&given))? else { return Ok(None) };
+        if !self.is_member(transactor, &given)? {
+            return Ok(None);
         }
         let mut starts = BTreeMap::new();
         for (partition, assigned) in assigned {
@@ -263,28 +296,19 @@ impl Runner {
                 Ok(()) => {}
                 Err(RunError::Context(fenced @ ContextError::Fenced { .. })) => {
                     tracing::info!(cause = %fenced, "the partitions are no longer ours");
-                    owned.clear();
-                    return Ok(());
+                    return Ok(None);
                 }
                 Err(error) => return Err(error),
             }
             owned.insert(partition, owner);
         }
-        if let Err(error) = transactor.assign(&starts) {
-            tracing::debug!(error = %error, "the group moved on before the partitions were taken");
-            owned.clear();
-            return Ok(());
-        }
-        self.status.clear();
-        tracing::info!(partitions = ?starts.keys().collect::<Vec<_>>(), "took over partitions");
-        Ok(())
+        Ok(Some(starts))
     }
 
-    /// Whether the group still counts this process as the one that was given the partitions, asked after the epochs
-    /// were issued: whoever gets them later has later epochs, so from here on an older owner cannot write.
-    fn is_member(&self, transactor: &mut Transactor, standing: &BTreeMap<i32, Standing>) -> Result<bool, RunError> {
-        let starts = standing.iter().map(|(partition, at)| (*partition, at.committed.unwrap_or(at.low))).collect();
-        match transactor.confirm(&starts) {
+    /// Whether the group still counts this process as the one that was given the partitions. Asked after the epochs
+    /// were issued, it says that whoever gets them later has later epochs, so that an older owner cannot write.
+    fn is_member(&self, transactor: &mut Transactor, given: &[i32]) -> Result<bool, RunError> {
+        match transactor.confirm(given) {
             Ok(()) => Ok(true),
             Err(CommitError::Aborted(cause)) => {
                 tracing::info!(cause, "the partitions are not confirmed");

@@ -26,7 +26,7 @@ fn a_few_faults_at_random_moments_lose_nothing_and_double_nothing() {
     let (kills, seed) = (KILLS.to_string(), seed().to_string());
     let mut child = Command::new(env!("CARGO_BIN_EXE_undertone"))
         .args(["bench", "faults", "--json", "--kills", &kills, "--seed", &seed])
-        .args(["--rate", "60", "--conversations", "9", "--session-seconds", "1"])
+        .args(["--rate", "60", "--conversations", "9", "--session-seconds", "2"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -242,15 +242,16 @@ impl Transactor {
         }
     }
 
-    /// Whether the group still counts this member as the one that was given its partitions. The group says so when
+    /// Whether the group still counts this member as the one that was given these partitions. The group says so when
     /// offsets are sent to it; they are taken back, so that nothing is committed whatever the answer is, and a group
     /// that has committed nothing can be asked too.
     ///
     /// # Errors
     /// [`CommitError::Aborted`]: it does not, or it cannot be asked at the moment. [`CommitError::Fatal`]: as for
     /// [`Transactor::commit`].
-    pub fn confirm(&mut self, offsets: &BTreeMap<i32, i64>) -> Result<(), CommitError> {
-        let offsets = self.offsets(offsets)?;
+    pub fn confirm(&mut self, partitions: &[i32]) -> Result<(), CommitError> {
+        // Which offsets does not matter.
+        let offsets = self.offsets(&partitions.iter().map(|partition| (*partition, 0)).collect())?;
         let Some(metadata) = &self.metadata else { return Err(taken_away()) };
         self.producer.begin_transaction().map_err(of)?;
         match self.producer.send_offsets_to_transaction(&offsets, metadata, CALL_TIMEOUT) {

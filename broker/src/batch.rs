@@ -4,10 +4,13 @@
 //! sent them; it only sets the base offset and the leader epoch, which the checksum does not cover. Records are decoded
 //! where they must be (compacted topics, offsets for a time). What is not here: older message formats.
 
+mod unpack;
+
 use std::io;
 
-use bytes::{Buf as _, Bytes};
-use kafka_protocol::compression::{Decompressor as _, Gzip, Lz4, Snappy, Zstd};
+use bytes::Bytes;
+
+pub(crate) use unpack::UNPACKED_BYTES_MAX;
 
 /// Bytes of a batch before its records.
 pub(crate) const HEADER_BYTES: usize = 61;
@@ -106,18 +109,15 @@ pub(crate) struct Record {
     headers: Bytes,
 }
 
-/// Decodes the records of a whole batch; an error says that the bytes are no such records.
+/// Decodes the records of a whole batch; an error says that the bytes are no such records, or, as
+/// [`io::ErrorKind::FileTooLarge`], that they unpack to more than [`UNPACKED_BYTES_MAX`].
 pub(crate) fn records(batch: &[u8], header: &Header) -> io::Result<Vec<Record>> {
-    let mut body = Bytes::copy_from_slice(&batch[HEADER_BYTES..header.bytes]);
-    let unpacked = match header.attributes & CODEC_MASK {
-        0 => Ok(body),
-        1 => Gzip::decompress(&mut body, |b| Ok(b.copy_to_bytes(b.remaining()))),
-        2 => Snappy::decompress(&mut body, |b| Ok(b.copy_to_bytes(b.remaining()))),
-        3 => Lz4::decompress(&mut body, |b| Ok(b.copy_to_bytes(b.remaining()))),
-        4 => Zstd::decompress(&mut body, |b| Ok(b.copy_to_bytes(b.remaining()))),
-        codec => return Err(invalid(&format!("unknown codec {codec}"))),
-    };
-    let body = unpacked.map_err(|error| invalid(&format!("decompress records: {error}")))?;
+    let body = Bytes::copy_from_slice(&batch[HEADER_BYTES..header.bytes]);
+    let body = unpack::unpack(header.attributes & CODEC_MASK, &body, UNPACKED_BYTES_MAX)?;
+    // Each record takes a byte at least, and more than that in memory.
+    if usize::try_from(header.records).is_ok_and(|records| records > body.len()) {
+        return Err(invalid("more records than bytes"));
+    }
     let mut cursor = Cursor { bytes: body, at: 0 };
     (0..header.records).map(|_| cursor.record(header)).collect()
 }

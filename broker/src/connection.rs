@@ -1,16 +1,16 @@
 //! Connections: accepting, reading requests within limits, sending answers in order.
 //!
-//! One task reads and serves a connection's requests one after another, as Apache Kafka does; a second sends the
-//! answers, waiting where an answer must not leave before a sync. So a producer's next batch is appended while the sync
-//! of the last one is under way. Memory is taken from a common budget before a request is read, in proportion to what
-//! has really arrived.
+//! One task reads and serves a connection's requests one after another, as Apache Kafka does, and sends the answers.
+//! Where an answer must not leave before a sync, a second task sends it, so that a producer's next batch is appended
+//! while the sync of the last one is under way. Memory for requests is taken from a common budget, in proportion to what
+//! has really arrived: a length that was only announced holds nothing.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -23,8 +23,17 @@ use crate::sync::Ticket;
 
 /// Smallest request: key, version and correlation id.
 const REQUEST_BYTES_MIN: usize = 8;
-/// A request's memory is taken in steps of this size as its bytes arrive.
-const READ_STEP_BYTES: usize = 256 * 1024;
+/// What every connection may read without asking for memory.
+const READ_FREE_BYTES: usize = 4 * 1024;
+/// Beyond that a request's memory doubles as its bytes arrive, in steps of at most this size.
+const READ_STEP_BYTES: usize = 1024 * 1024;
+/// Decoded, a request may take this many times its bytes. One to produce does not: it is records for the most part, and
+/// they stay as they are.
+const DECODED_FACTOR: usize = 16;
+/// Buffer of a connection: a small request is read at once, with its length.
+const BUFFER_BYTES: usize = 2 * 1024;
+/// The key of a request to produce, with which it begins.
+const PRODUCE: [u8; 2] = [0, 0];
 /// Longest wait for memory for a request.
 const MEMORY_WAIT: Duration = Duration::from_secs(30);
 /// Longest time that a client may take to take an answer, which holds memory.
@@ -52,6 +61,8 @@ pub(crate) enum Closed {
     Size(i64),
     #[error("no bytes for too long")]
     Silent,
+    #[error("a request that took too long to arrive")]
+    Slow,
     #[error("no memory for requests for too long")]
     Memory,
     #[error(transparent)]
@@ -61,6 +72,7 @@ pub(crate) enum Closed {
 /// Accepts until the broker closes, then waits for requests that are being served.
 pub(crate) async fn serve(listener: TcpListener, node: Arc<Node>) {
     let mut connections = JoinSet::new();
+    let mut refusing = false;
     loop {
         let accepted = tokio::select! {
             () = node.closing.cancelled() => break,
@@ -74,10 +86,13 @@ pub(crate) async fn serve(listener: TcpListener, node: Arc<Node>) {
         };
         match accepted {
             Ok((stream, peer)) if connections.len() >= node.config.connections_max => {
-                tracing::warn!(%peer, connections = connections.len(), "too many connections, closing the newest");
+                if !std::mem::replace(&mut refusing, true) {
+                    tracing::warn!(%peer, connections = connections.len(), "too many connections, closing the newest");
+                }
                 drop(stream);
             }
             Ok((stream, peer)) => {
+                refusing = false;
                 let node = node.clone();
                 connections.spawn(async move {
                     if let Err(closed) = connection(stream, node).await {
@@ -100,11 +115,15 @@ pub(crate) async fn serve(listener: TcpListener, node: Arc<Node>) {
 
 async fn connection(stream: TcpStream, node: Arc<Node>) -> Result<(), Closed> {
     stream.set_nodelay(true)?;
-    let (mut reader, writer) = stream.into_split();
+    let (reader, writer) = stream.into_split();
+    let mut reader = BufReader::with_capacity(BUFFER_BYTES, reader);
+    if !node.syncer.acknowledges() {
+        return serve_requests(&mut reader, &node, Answers::Now(writer)).await;
+    }
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
     let mut sender = tokio::spawn(send(writer, queue));
     let served = tokio::select! {
-        served = serve_requests(&mut reader, &node, answers) => served,
+        served = serve_requests(&mut reader, &node, Answers::Queued(answers)) => served,
         // The client is gone, or takes nothing; what is being served has no one to go to.
         _ = &mut sender => return Ok(()),
     };
@@ -113,10 +132,27 @@ async fn connection(stream: TcpStream, node: Arc<Node>) -> Result<(), Closed> {
     served
 }
 
+/// Where a connection's answers go.
+enum Answers {
+    Now(OwnedWriteHalf),
+    /// To the task that waits for the disk.
+    Queued(mpsc::Sender<Answer>),
+}
+
+impl Answers {
+    /// Whether there is still someone who takes it.
+    async fn send(&mut self, answer: Answer) -> bool {
+        match self {
+            Answers::Now(writer) => write(writer, answer).await,
+            Answers::Queued(queue) => queue.send(answer).await.is_ok(),
+        }
+    }
+}
+
 async fn serve_requests(
-    reader: &mut OwnedReadHalf,
+    reader: &mut BufReader<OwnedReadHalf>,
     node: &Arc<Node>,
-    answers: mpsc::Sender<Answer>,
+    mut answers: Answers,
 ) -> Result<(), Closed> {
     loop {
         let (request, _memory) = tokio::select! {
@@ -129,7 +165,7 @@ async fn serve_requests(
         // Boxed, because the largest of the handlers would make every connection's task as large.
         let answer = Box::pin(requests::serve(node, request)).await?;
         if let Some(answer) = answer
-            && answers.send(answer).await.is_err()
+            && !answers.send(answer).await
         {
             return Ok(());
         }
@@ -138,12 +174,11 @@ async fn serve_requests(
 
 /// The next request without its length; `None` if the client closed the connection.
 async fn read_request(
-    reader: &mut OwnedReadHalf,
+    reader: &mut BufReader<OwnedReadHalf>,
     node: &Node,
 ) -> Result<Option<(Bytes, Option<OwnedSemaphorePermit>)>, Closed> {
-    let idle = node.config.connection_idle;
     let mut length = [0_u8; 4];
-    match timeout(idle, reader.read_exact(&mut length)).await {
+    match timeout(node.config.connection_idle, reader.read_exact(&mut length)).await {
         Err(_) => return Err(Closed::Silent),
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Ok(read) => read?,
@@ -153,21 +188,43 @@ async fn read_request(
     if !(REQUEST_BYTES_MIN..=node.config.request_bytes_max).contains(&size) {
         return Err(Closed::Size(i64::from(length)));
     }
+    match timeout(node.config.request_within, read_body(reader, node, size)).await {
+        Err(_) => Err(Closed::Slow),
+        Ok(request) => request.map(Some),
+    }
+}
+
+async fn read_body(
+    reader: &mut BufReader<OwnedReadHalf>,
+    node: &Node,
+    size: usize,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Closed> {
     let mut memory: Option<OwnedSemaphorePermit> = None;
     let mut request = BytesMut::new();
     while request.len() < size {
-        let step = (size - request.len()).min(READ_STEP_BYTES);
-        // Requests that hold a part of the memory each must not wait for one another for ever.
-        let more = timeout(MEMORY_WAIT, take(&node.request_memory, step)).await.map_err(|_| Closed::Memory)?;
-        match (&mut memory, more) {
-            (Some(memory), Some(more)) => memory.merge(more),
-            (none, more) => *none = more,
+        let have = request.len();
+        let step = if have == 0 { READ_FREE_BYTES } else { have.min(READ_STEP_BYTES) }.min(size - have);
+        if have > 0 {
+            let factor = if request[..2] == PRODUCE { 1 } else { DECODED_FACTOR };
+            // More than there is at all would never be free.
+            let most = node.config.request_memory_bytes / 2 / size * step;
+            let bytes = (step * factor).min(most.max(step));
+            // Requests that hold a part of the memory each must not wait for one another for ever.
+            let more = timeout(MEMORY_WAIT, take(&node.request_memory, bytes)).await.map_err(|_| Closed::Memory)?;
+            match (&mut memory, more) {
+                (Some(memory), Some(more)) => memory.merge(more),
+                (none, more) => *none = more,
+            }
         }
-        let from = request.len();
-        request.resize(from + step, 0);
-        timeout(idle, reader.read_exact(&mut request[from..])).await.map_err(|_| Closed::Silent)??;
+        request.reserve(step);
+        let mut part = (&mut *reader).take(step as u64);
+        while request.len() < have + step {
+            if part.read_buf(&mut request).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
     }
-    Ok(Some((request.freeze(), memory)))
+    Ok((request.freeze(), memory))
 }
 
 /// Takes memory from a budget; `None` if the budget is closed.
@@ -177,16 +234,26 @@ pub(crate) async fn take(budget: &Arc<Semaphore>, bytes: usize) -> Option<OwnedS
 }
 
 async fn send(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Answer>) {
-    while let Some(answer) = queue.recv().await {
-        if let Some(ticket) = answer.after
+    while let Some(mut answer) = queue.recv().await {
+        if let Some(ticket) = answer.after.take()
             && ticket.wait().await.is_err()
         {
             return;
         }
-        match timeout(SEND_WAIT, writer.write_all(&answer.bytes)).await {
-            Ok(Ok(())) => {}
-            _ => return,
+        if !write(&mut writer, answer).await {
+            return;
         }
-        drop(answer.memory);
     }
+}
+
+/// Whether the client took it in time.
+async fn write(writer: &mut OwnedWriteHalf, answer: Answer) -> bool {
+    // Most answers fit into the socket's buffer, and need no timer.
+    let sent = match writer.try_write(&answer.bytes) {
+        Ok(sent) => sent,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+        Err(_) => return false,
+    };
+    let rest = &answer.bytes[sent..];
+    rest.is_empty() || matches!(timeout(SEND_WAIT, writer.write_all(rest)).await, Ok(Ok(())))
 }

@@ -18,26 +18,34 @@
 //! With [`Fsync::Interval`], the default: what was acknowledged survives the end of the process in any way, `kill -9`
 //! included, because it has been given to the operating system. A power cut or a crash of the system may take what was
 //! acknowledged within the last interval, and a transaction of that time may be cut in two.
-//! With [`Fsync::Acknowledge`]: it survives a power cut as well, because it was synced before the answer. Writers that
-//! wait share a sync.
+//! With [`Fsync::Acknowledge`]: it survives a power cut as well, because it was synced before the answer, and no reader
+//! sees a record before that. Writers that wait share a sync. (An offset that a group commits is seen by its members at
+//! once; if the power goes before its commit is acknowledged, the one before counts again.)
 //!
 //! # How
 //!
 //! The broker has a runtime and threads of its own, all within [`Broker`]: dropping it ends them, closes the files and
 //! frees the port, like a crash; [`Broker::shutdown`] ends it in order. Connections are served on few asynchronous
-//! threads; every access to a file happens on a bounded number of I/O threads. Memory is bounded by the limits in
+//! threads, which also append to the page cache and read from its end: to hand that to another thread would take longer
+//! than to do it. What may have to wait for the disk happens on a bounded number of I/O threads. Memory is bounded by the limits in
 //! [`Config`] and a sparse index of each partition's last segment. A start reads checkpoints and only what was appended
-//! behind them.
+//! behind them. The system's clock is read at the start alone: who sets it meanwhile changes nothing.
 
 #![warn(clippy::unwrap_used)]
 
 mod batch;
+mod clock;
 mod connection;
+mod frame;
 mod groups;
 mod log;
 mod maintenance;
 mod metadata;
 mod node;
+#[cfg(test)]
+mod power_cut;
+#[cfg(test)]
+mod power_cut_tests;
 mod requests;
 mod settings;
 mod sync;
@@ -74,14 +82,16 @@ pub struct Config {
     pub fsync: Fsync,
     /// Make a topic of one partition when a client asks for one that is not there.
     pub auto_create_topics: bool,
-    /// Threads that serve connections.
+    /// Threads that serve connections, and append to files and read what was just appended meanwhile.
     pub worker_threads: usize,
-    /// Threads that read and write files.
+    /// Threads for what may have to wait for the disk.
     pub io_threads: usize,
     /// Connections beyond these are closed at once.
     pub connections_max: usize,
-    /// A connection without a request for this long is closed; likewise one that takes this long to send one.
+    /// A connection without a request for this long is closed.
     pub connection_idle: Duration,
+    /// A connection that takes longer than this from the first byte of a request to the last is closed.
+    pub request_within: Duration,
     /// Largest request in bytes.
     pub request_bytes_max: usize,
     /// Memory in bytes for all requests that are being read or served; who finds it used up waits.
@@ -106,8 +116,11 @@ pub struct Config {
     pub groups_max: usize,
     /// Members of one group.
     pub group_members_max: usize,
-    /// Committed offsets of all groups together. They are kept until their group or topic is deleted.
+    /// Committed offsets of all groups together.
     pub group_offsets_max: usize,
+    /// The offsets of a group that had no members and committed nothing for this long, while the broker ran, are
+    /// forgotten.
+    pub group_offsets_expiry: Duration,
     /// Shortest session time-out that a group member may ask for.
     pub session_timeout_min: Duration,
     /// Longest session time-out that a group member may ask for.
@@ -135,10 +148,11 @@ impl Config {
             dir: dir.into(),
             fsync: Fsync::Interval { every: Duration::from_secs(1) },
             auto_create_topics: false,
-            worker_threads: 2,
+            worker_threads: 4,
             io_threads: 4,
             connections_max: 1000,
             connection_idle: Duration::from_secs(600),
+            request_within: Duration::from_secs(60),
             request_bytes_max: 32 << 20,
             request_memory_bytes: 128 << 20,
             fetch_bytes_max: 8 << 20,
@@ -152,6 +166,7 @@ impl Config {
             groups_max: 1000,
             group_members_max: 500,
             group_offsets_max: 100_000,
+            group_offsets_expiry: 30 * DAY,
             session_timeout_min: Duration::from_secs(6),
             session_timeout_max: Duration::from_secs(1800),
             initial_rebalance_delay: Duration::ZERO,

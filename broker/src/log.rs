@@ -4,8 +4,9 @@
 //! is what readers and waiters need (offsets, segments), locked for moments, never across I/O. A third, `layout`, keeps
 //! files from being replaced or removed between the look-up of a segment and its opening.
 //!
-//! Promises: offsets are dense and grow; a batch is visible to readers only after its write succeeded; a failed write
-//! leaves nothing behind. Whether it survives a power cut is the business of [`crate::sync`].
+//! Promises: offsets are dense and grow; a batch is visible to readers only after its write succeeded, and, where an
+//! acknowledgement promises the disk, only after it is on the disk; a failed write leaves nothing behind; a batch that is
+//! damaged on the disk is an error to who reads it and never handed out. Syncing is the business of [`crate::sync`].
 
 mod compact;
 mod describe;
@@ -41,7 +42,7 @@ pub(crate) struct Partition {
     dir: PathBuf,
     syncer: Arc<Syncer>,
     writer: Mutex<Writer>,
-    view: Mutex<View>,
+    view: Arc<Mutex<View>>,
     layout: RwLock<()>,
 }
 
@@ -59,13 +60,48 @@ struct Writer {
 
 struct View {
     start: i64,
+    /// Where the next batch goes.
     end: i64,
-    /// Last stable offset: below it every transaction is decided.
+    /// Up to here readers may see; behind it lies what waits for the disk.
+    visible: i64,
+    /// First offset of the oldest transaction that is not decided.
+    first_open: Option<i64>,
+    /// Last stable offset: below it every transaction is decided, and everything is visible.
     stable: i64,
     closed: VecDeque<Closed>,
     active: Active,
     aborted: Vec<Aborted>,
-    waiters: Vec<Weak<Notify>>,
+    waiters: Vec<Waiter>,
+}
+
+/// A reader that waits for more.
+struct Waiter {
+    notify: Weak<Notify>,
+    /// It sees what is below the last stable offset, and nothing else is news to it.
+    committed_only: bool,
+}
+
+impl View {
+    fn offsets(&self) -> Offsets {
+        Offsets { start: self.start, end: self.visible, stable: self.stable }
+    }
+
+    /// Lets readers see what is below `end`, and wakes those to whom something is new.
+    fn show(&mut self, end: i64) {
+        self.visible = self.visible.max(end);
+        let stable = self.first_open.map_or(self.visible, |first| first.min(self.visible));
+        let stable_moved = stable != self.stable;
+        self.stable = stable;
+        self.waiters.retain(|waiter| {
+            if waiter.committed_only && !stable_moved {
+                return true;
+            }
+            if let Some(waiter) = waiter.notify.upgrade() {
+                waiter.notify_one();
+            }
+            false
+        });
+    }
 }
 
 /// A segment that nothing is appended to any more.
@@ -121,18 +157,29 @@ pub(crate) struct Read {
 
 impl Partition {
     pub(crate) fn offsets(&self) -> Offsets {
-        let view = self.view();
-        Offsets { start: view.start, end: view.end, stable: view.stable }
+        self.view().offsets()
     }
 
-    /// The offsets; `waiter` is told when they change afterwards.
-    pub(crate) fn watch(&self, waiter: &Arc<Notify>) -> Offsets {
+    /// The offsets; `waiter` is told when the one changes that such a reader waits for.
+    pub(crate) fn watch(&self, waiter: &Arc<Notify>, committed_only: bool) -> Offsets {
         let mut view = self.view();
         if view.waiters.len() >= WAITERS_SWEEP {
-            view.waiters.retain(|waiter| waiter.strong_count() > 0);
+            view.waiters.retain(|waiter| waiter.notify.strong_count() > 0);
         }
-        view.waiters.push(Arc::downgrade(waiter));
-        Offsets { start: view.start, end: view.end, stable: view.stable }
+        // A reader looks again when another of its partitions changes; it waits here once all the same.
+        if !view.waiters.iter().any(|known| std::ptr::eq(known.notify.as_ptr(), Arc::as_ptr(waiter))) {
+            view.waiters.push(Waiter { notify: Arc::downgrade(waiter), committed_only });
+        }
+        view.offsets()
+    }
+
+    /// Bytes from the batch with `offset` to the end, about; `u64::MAX` if it is not in the segment at the end.
+    pub(crate) fn bytes_behind(&self, offset: i64) -> u64 {
+        let view = self.view();
+        if offset < view.active.base {
+            return u64::MAX;
+        }
+        view.active.size.saturating_sub(view.active.index.position_of_offset(offset))
     }
 
     pub(crate) fn set_settings(&self, settings: &TopicSettings) {
@@ -155,8 +202,14 @@ impl Partition {
             return refuse(ResponseError::MessageTooLarge);
         }
         if writer.settings.compact {
-            let records =
-                batch::records(batch, &header).map_err(|_| AppendError::Refused(ResponseError::CorruptMessage))?;
+            let records = batch::records(batch, &header).map_err(|error| {
+                let too_large = error.kind() == io::ErrorKind::FileTooLarge;
+                AppendError::Refused(if too_large {
+                    ResponseError::MessageTooLarge
+                } else {
+                    ResponseError::CorruptMessage
+                })
+            })?;
             if records.iter().any(|record| record.key.is_none()) {
                 return refuse(ResponseError::InvalidRecord);
             }
@@ -229,18 +282,26 @@ impl Partition {
         Ok(())
     }
 
-    /// Makes a written batch visible and wakes who waits.
+    /// Makes a written batch visible, now or when it is on the disk.
     fn publish(&self, writer: &Writer, header: &Header, aborted: Option<Aborted>) {
         let mut view = self.view();
         let active = &mut view.active;
         active.index.note(header.base_offset, active.size, active.max_timestamp_ms);
         active.size += header.bytes as u64;
         active.max_timestamp_ms = active.max_timestamp_ms.max(header.max_timestamp_ms);
-        view.end = header.last_offset() + 1;
-        view.stable = writer.producers.first_open().unwrap_or(view.end);
+        let end = header.last_offset() + 1;
+        view.end = end;
+        view.first_open = writer.producers.first_open();
         view.aborted.extend(aborted);
-        for waiter in view.waiters.drain(..).filter_map(|waiter| waiter.upgrade()) {
-            waiter.notify_one();
+        if self.syncer.acknowledges() {
+            let view = Arc::downgrade(&self.view);
+            self.syncer.afterwards(Box::new(move || {
+                if let Some(view) = view.upgrade() {
+                    lock(&view).show(end);
+                }
+            }));
+        } else {
+            view.show(end);
         }
     }
 
@@ -306,7 +367,7 @@ impl Partition {
         let _layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
         let (base, size, next_base, limit) = {
             let view = self.view();
-            let limit = if committed_only { view.stable } else { view.end };
+            let limit = view.offsets().limit(committed_only);
             if offset >= limit {
                 return Ok(None);
             }
@@ -335,7 +396,7 @@ impl Partition {
     pub(crate) fn find_time(&self, timestamp_ms: i64, committed_only: bool) -> io::Result<Option<(i64, i64)>> {
         let (start, limit, bases, active) = {
             let view = self.view();
-            let limit = if committed_only { view.stable } else { view.end };
+            let limit = view.offsets().limit(committed_only);
             let closed = view.closed.iter().filter(|segment| segment.max_timestamp_ms >= timestamp_ms);
             let bases: Vec<i64> = closed.map(|segment| segment.base).collect();
             let a = &view.active;
@@ -359,12 +420,12 @@ impl Partition {
         find_time(&file, from, size, timestamp_ms, start..limit)
     }
 
-    /// Moves the start to `offset` (at most the end) and removes segments below it; returns the start.
+    /// Moves the start to `offset` (at most what is visible) and removes segments below it; returns the start.
     pub(crate) fn delete_before(&self, offset: i64) -> io::Result<i64> {
         let _layout = self.layout.write().unwrap_or_else(PoisonError::into_inner);
         let (start, removed) = {
             let mut view = self.view();
-            view.start = view.start.max(offset.min(view.end));
+            view.start = view.start.max(offset.min(view.visible));
             let start = view.start;
             let mut removed = Vec::new();
             while let Some(segment) = view.closed.front().copied() {
@@ -436,8 +497,12 @@ impl Partition {
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.view)
     }
+}
+
+fn lock(view: &Mutex<View>) -> MutexGuard<'_, View> {
+    view.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Source {
@@ -461,11 +526,18 @@ fn find_time(
         if below || header.is_control() {
             continue;
         }
-        let records = batch::records(walk.batch(at, &header)?, &header)?;
+        let records = match batch::records(walk.batch(at, &header)?, &header) {
+            // It is not unpacked for one record: its first one is the last that is surely not too late.
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                return Ok(Some((header.base_offset.max(range.start), header.max_timestamp_ms)));
+            }
+            records => records?,
+        };
         let found = records.iter().find(|r| r.timestamp_ms >= timestamp_ms && range.contains(&r.offset));
         if let Some(record) = found {
             return Ok(Some((record.offset, record.timestamp_ms)));
         }
     }
+    walk.whole()?;
     Ok(None)
 }

@@ -22,7 +22,7 @@ pub(crate) async fn run(node: Arc<Node>) {
             _ = ticks.tick() => {}
         }
         node.groups().tick(Instant::now());
-        node.io(|node| node.expire_transactions(now_ms())).await;
+        node.brief(|node| node.expire_transactions(now_ms())).await;
         let busy = rounds.as_ref().is_some_and(|round| !round.is_finished());
         if !busy && maintained.elapsed() >= node.config.maintenance_every {
             maintained = Instant::now();
@@ -37,6 +37,13 @@ pub(crate) async fn run(node: Arc<Node>) {
 
 /// One round over all partitions, on an I/O thread.
 fn round(node: &Node) {
+    let rewrite = node.metadata().begin_rewrite();
+    if let Some(rewrite) = rewrite {
+        rewrite.run(|| node.metadata());
+    }
+    if let Err(error) = node.expire_groups(now_ms()) {
+        tracing::warn!(%error, "forget groups that are not used any more");
+    }
     for (name, topic) in node.topics() {
         for (number, partition) in topic.partitions.iter().enumerate() {
             if node.closing.is_cancelled() {

@@ -1,24 +1,26 @@
 //! The state that all connections share, and what is done to topics.
 //!
 //! Locks, in the order in which they may be taken: a transaction's, the metadata's, the groups'. The first two are held
-//! across file I/O and so are only taken on I/O threads; topics and groups are locked for moments.
+//! across appends to files, and across syncs where an acknowledgement waits for the disk: see [`Node::brief`] and
+//! [`Node::io`] for where that is done. Topics and groups are locked for moments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use kafka_protocol::error::ResponseError;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub(crate) use crate::clock::now_ms;
 use crate::groups::{self, Groups};
 use crate::log::Partition;
 use crate::metadata::{self, Entry, Metadata};
 use crate::settings::{Given, TopicSettings};
-use crate::sync::Syncer;
+use crate::sync::{self, Syncer};
 use crate::transactions::Transactions;
 use crate::{Config, StartError};
 
@@ -43,6 +45,8 @@ pub(crate) struct Node {
     topics: RwLock<Catalog>,
     metadata: Mutex<Metadata>,
     groups: Mutex<Groups>,
+    /// When each group with committed offsets was last seen at work, since the start.
+    groups_used: Mutex<BTreeMap<String, i64>>,
 }
 
 /// Topics by name and by id.
@@ -100,11 +104,6 @@ impl From<io::Error> for TopicError {
     }
 }
 
-/// Milliseconds since the epoch.
-pub(crate) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
-}
-
 impl Node {
     /// Opens everything in the data directory. Blocks.
     pub(crate) fn open(
@@ -115,7 +114,7 @@ impl Node {
         closing: CancellationToken,
     ) -> Result<Node, StartError> {
         let cluster_id = uuid::Uuid::new_v4().simple().to_string();
-        let metadata = Metadata::open(config.dir.join("metadata.log"), syncer.clone(), &cluster_id)?;
+        let metadata = Metadata::open(config.dir.join("metadata.log"), syncer.clone(), &cluster_id, now_ms())?;
         let cluster_id = metadata.state().cluster_id.clone();
         let mut topics = Catalog::default();
         for (name, known) in &metadata.state().topics {
@@ -143,6 +142,7 @@ impl Node {
             topics: RwLock::new(topics),
             metadata: Mutex::new(metadata),
             groups: Mutex::new(Groups::new(limits)),
+            groups_used: Mutex::default(),
             config,
         };
         node.remove_strays().map_err(|source| StartError::Directory { path: node.config.dir.clone(), source })?;
@@ -176,7 +176,7 @@ impl Node {
         self.topic(topic)?.partition(partition)
     }
 
-    /// Only for I/O threads.
+    /// Held across appends to its log: for work that is [`Node::brief`], and for I/O threads.
     pub(crate) fn metadata(&self) -> MutexGuard<'_, Metadata> {
         self.metadata.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -184,6 +184,16 @@ impl Node {
     /// For moments only.
     pub(crate) fn groups(&self) -> MutexGuard<'_, Groups> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs work that touches only what the system holds in memory: an append to the page cache, a look at the state.
+    /// It is done on this very thread, because to hand it to another and back takes longer than the work; only where
+    /// an acknowledgement waits for the disk does it go to an I/O thread.
+    pub(crate) async fn brief<T: Send + 'static>(
+        self: &Arc<Node>,
+        work: impl FnOnce(&Arc<Node>) -> T + Send + 'static,
+    ) -> T {
+        if self.syncer.acknowledges() { self.io(work).await } else { work(self) }
     }
 
     /// Runs `work` on an I/O thread. A panic there is passed on.
@@ -348,10 +358,44 @@ impl Node {
         log.delete_before(offset).map_err(storage)
     }
 
+    /// Forgets the offsets of groups that had no members and committed nothing for long. For I/O threads.
+    pub(crate) fn expire_groups(&self, now_ms: i64) -> io::Result<()> {
+        let expiry_ms = self.config.group_offsets_expiry.as_millis() as i64;
+        let mut metadata = self.metadata();
+        let committed = metadata.take_committed();
+        let mut used = self.groups_used.lock().unwrap_or_else(PoisonError::into_inner);
+        let expired: Vec<String> = {
+            let (state, groups) = (metadata.state(), self.groups());
+            used.retain(|group, _| state.offsets.contains_key(group));
+            let open: BTreeSet<&str> = state
+                .transactions
+                .values()
+                .flat_map(|t| t.offsets.iter().map(|offset| offset.group.as_str()))
+                .collect();
+            let at_work = |group: &String| {
+                let has_members = groups.get(group).is_some_and(|group| !group.is_empty());
+                has_members || committed.contains(group) || open.contains(group.as_str())
+            };
+            for group in state.offsets.keys() {
+                let last_ms = used.entry(group.clone()).or_insert(now_ms);
+                if at_work(group) {
+                    *last_ms = now_ms;
+                }
+            }
+            used.iter().filter(|(_, last_ms)| now_ms - **last_ms > expiry_ms).map(|(group, _)| group.clone()).collect()
+        };
+        for group in expired {
+            tracing::info!(group, "forget the committed offsets of a group that is not used any more");
+            metadata.append(Entry::GroupDeleted { group })?;
+        }
+        Ok(())
+    }
+
     /// Removes the folders of topics that were deleted while the process ended.
     fn remove_strays(&self) -> io::Result<()> {
         let folder = self.config.dir.join("topics");
         std::fs::create_dir_all(&folder)?;
+        sync::to_disk(&File::open(&self.config.dir)?)?;
         for entry in std::fs::read_dir(&folder)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -406,6 +450,11 @@ fn open_topic(
             tracing::debug!(topic = name, partition, scanned_bytes = done.scanned_bytes, "read the end of a log");
         }
         partitions.push(Arc::new(opened));
+    }
+    // A file is only as safe as the names on the way to it.
+    let folder = topic_folder(config, name);
+    for folder in [folder.parent().unwrap_or(&folder), &folder] {
+        syncer.mark(&Arc::new(File::open(folder)?));
     }
     // Numbers are never used again, so the id needs no place in the metadata.
     let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{cluster}/{}/{name}", known.number).as_bytes());

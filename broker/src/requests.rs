@@ -24,6 +24,7 @@ use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, BrokerId, RequestHea
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 
 use crate::connection::Answer;
+use crate::frame;
 use crate::node::Node;
 
 /// The id of the one node.
@@ -107,20 +108,15 @@ pub(crate) struct Call {
     version: i16,
     correlation_id: i32,
     client: String,
+    /// Size of the request.
+    bytes: usize,
     body: Bytes,
 }
 
 impl Call {
     fn decode<T: Decodable>(&mut self) -> Result<T, Unreadable> {
         let (key, version) = (self.key, self.version);
-        let malformed =
-            |error: &dyn std::fmt::Display| Unreadable::Malformed { key, version, reason: error.to_string() };
-        // The generated decoders trust counts within the frame; a panic in one must cost no more than the connection.
-        let decoding = std::panic::AssertUnwindSafe(|| T::decode(&mut self.body, version));
-        match std::panic::catch_unwind(decoding) {
-            Ok(decoded) => decoded.map_err(|error| malformed(&error)),
-            Err(_) => Err(malformed(&"the decoder panicked")),
-        }
+        frame::decode(&mut self.body, version).map_err(|reason| Unreadable::Malformed { key, version, reason })
     }
 
     fn answer<T: Encodable + HeaderVersion>(&self, response: &T) -> Result<Answer, Unreadable> {
@@ -151,7 +147,8 @@ pub(crate) async fn serve(node: &Arc<Node>, mut frame: Bytes) -> Result<Option<A
     let Some((api, least, most)) = APIS.iter().copied().find(|(api, ..)| *api as i16 == key) else {
         return Err(not_served);
     };
-    let mut call = Call { key, version, correlation_id, client: String::new(), body: Bytes::new() };
+    let bytes = frame.len();
+    let mut call = Call { key, version, correlation_id, client: String::new(), bytes, body: Bytes::new() };
     if !(least..=most).contains(&version) {
         if api != ApiKey::ApiVersions {
             return Err(not_served);
@@ -167,7 +164,7 @@ pub(crate) async fn serve(node: &Arc<Node>, mut frame: Bytes) -> Result<Option<A
     route(node, api, call).await
 }
 
-/// Who serves what. Requests that read or write files, or the metadata, are served on I/O threads.
+/// Who serves what. Requests that may have to wait for the disk are served on I/O threads.
 async fn route(node: &Arc<Node>, api: ApiKey, call: Call) -> Result<Option<Answer>, Unreadable> {
     let answer = match api {
         ApiKey::Produce => return produce::serve(node, call).await,
@@ -181,8 +178,8 @@ async fn route(node: &Arc<Node>, api: ApiKey, call: Call) -> Result<Option<Answe
         ApiKey::DeleteRecords => settled(node, call, topics::delete_records).await,
         ApiKey::ListOffsets => read(node, call, offsets::list).await,
         ApiKey::OffsetForLeaderEpoch => at_once(node, call, offsets::for_leader_epoch),
-        ApiKey::OffsetCommit => settled(node, call, offsets::commit).await,
-        ApiKey::OffsetFetch => read(node, call, offsets::fetch).await,
+        ApiKey::OffsetCommit => noted(node, call, offsets::commit).await,
+        ApiKey::OffsetFetch => recalled(node, call, offsets::fetch).await,
         ApiKey::OffsetDelete => settled(node, call, offsets::delete).await,
         ApiKey::FindCoordinator => at_once(node, call, groups::find_coordinator),
         ApiKey::JoinGroup => groups::join(node, call).await,
@@ -192,11 +189,11 @@ async fn route(node: &Arc<Node>, api: ApiKey, call: Call) -> Result<Option<Answe
         ApiKey::ListGroups => read(node, call, groups::list).await,
         ApiKey::DescribeGroups => read(node, call, groups::describe).await,
         ApiKey::DeleteGroups => settled(node, call, groups::delete).await,
-        ApiKey::InitProducerId => settled(node, call, transactions::init_producer).await,
-        ApiKey::AddPartitionsToTxn => settled(node, call, transactions::add_partitions).await,
-        ApiKey::AddOffsetsToTxn => settled(node, call, transactions::add_offsets).await,
-        ApiKey::TxnOffsetCommit => settled(node, call, transactions::commit_offsets).await,
-        ApiKey::EndTxn => settled(node, call, transactions::end).await,
+        ApiKey::InitProducerId => noted(node, call, transactions::init_producer).await,
+        ApiKey::AddPartitionsToTxn => noted(node, call, transactions::add_partitions).await,
+        ApiKey::AddOffsetsToTxn => noted(node, call, transactions::add_offsets).await,
+        ApiKey::TxnOffsetCommit => noted(node, call, transactions::commit_offsets).await,
+        ApiKey::EndTxn => noted(node, call, transactions::end).await,
         ApiKey::DescribeProducers => read(node, call, producers::describe).await,
         ApiKey::DescribeTransactions => read(node, call, producers::describe_transactions).await,
         ApiKey::ListTransactions => read(node, call, producers::list_transactions).await,
@@ -237,6 +234,32 @@ where
 {
     let (request, version): (Q, _) = (call.decode()?, call.version);
     call.answer(&node.io(move |node| work(node, &request, version)).await)
+}
+
+/// Serves a request for what is held in memory behind the log of the metadata.
+async fn recalled<Q, R>(
+    node: &Arc<Node>,
+    mut call: Call,
+    work: fn(&Arc<Node>, &Q, i16) -> R,
+) -> Result<Answer, Unreadable>
+where
+    Q: Decodable + Send + 'static,
+    R: Encodable + HeaderVersion + Send + 'static,
+{
+    let (request, version): (Q, _) = (call.decode()?, call.version);
+    call.answer(&node.brief(move |node| work(node, &request, version)).await)
+}
+
+/// As [`recalled`], for what adds an entry to the metadata or a batch to a partition; the answer leaves when that is as
+/// safe as the broker promises.
+async fn noted<Q, R>(node: &Arc<Node>, call: Call, work: fn(&Arc<Node>, &Q, i16) -> R) -> Result<Answer, Unreadable>
+where
+    Q: Decodable + Send + 'static,
+    R: Encodable + HeaderVersion + Send + 'static,
+{
+    let mut answer = recalled(node, call, work).await?;
+    answer.after = node.syncer.ticket();
+    Ok(answer)
 }
 
 /// As [`read`]; the answer leaves when what was written before is as safe as the broker promises.

@@ -17,6 +17,8 @@ use crate::{Failure, Fsync};
 /// The files to sync and who waits for it.
 pub(crate) struct Syncer {
     state: Mutex<State>,
+    /// Held while files are synced: who comes later must not overtake.
+    syncing: Mutex<()>,
     wake: Condvar,
     policy: Fsync,
 }
@@ -25,6 +27,7 @@ pub(crate) struct Syncer {
 struct State {
     marked: Vec<Arc<File>>,
     waiting: Vec<oneshot::Sender<()>>,
+    afterwards: Vec<Box<dyn FnOnce() + Send>>,
     closed: bool,
 }
 
@@ -47,13 +50,24 @@ impl Ticket {
     }
 }
 
+/// Has the content of a file, or the names in a folder, on the disk when it returns.
+pub(crate) fn to_disk(file: &File) -> std::io::Result<()> {
+    #[cfg(test)]
+    let seen = crate::power_cut::before_sync(file);
+    file.sync_all()?;
+    #[cfg(test)]
+    crate::power_cut::after_sync(seen);
+    Ok(())
+}
+
 impl Syncer {
     /// Starts the thread; it ends on [`Syncer::close`] or after it told `failed` of a failure.
     pub(crate) fn start(
         policy: Fsync,
         failed: impl FnOnce(Failure) + Send + 'static,
     ) -> std::io::Result<(Arc<Syncer>, JoinHandle<()>)> {
-        let syncer = Arc::new(Syncer { state: Mutex::default(), wake: Condvar::new(), policy });
+        let syncer =
+            Arc::new(Syncer { state: Mutex::default(), syncing: Mutex::default(), wake: Condvar::new(), policy });
         let own = syncer.clone();
         let thread = std::thread::Builder::new().name("broker-sync".to_owned()).spawn(move || {
             if let Err(source) = own.run() {
@@ -72,9 +86,19 @@ impl Syncer {
         }
     }
 
+    /// Whether an acknowledgement waits for the disk.
+    pub(crate) fn acknowledges(&self) -> bool {
+        self.policy == Fsync::Acknowledge
+    }
+
+    /// Does something when all that was marked before is on the disk. It does not ask for that: a ticket does.
+    pub(crate) fn afterwards(&self, act: Box<dyn FnOnce() + Send>) {
+        self.lock().afterwards.push(act);
+    }
+
     /// What to wait for before an acknowledgement; `None` if the policy asks for nothing.
     pub(crate) fn ticket(&self) -> Option<Ticket> {
-        if matches!(self.policy, Fsync::Interval { .. }) {
+        if !self.acknowledges() {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
@@ -94,12 +118,17 @@ impl Syncer {
 
     /// Syncs what is marked, whatever the policy.
     pub(crate) fn sync_now(&self) -> std::io::Result<()> {
-        let (files, waiting) = {
+        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (files, waiting, afterwards) = {
             let mut state = self.lock();
-            (std::mem::take(&mut state.marked), std::mem::take(&mut state.waiting))
+            let afterwards = std::mem::take(&mut state.afterwards);
+            (std::mem::take(&mut state.marked), std::mem::take(&mut state.waiting), afterwards)
         };
         for file in files {
-            file.sync_all()?;
+            to_disk(&file)?;
+        }
+        for act in afterwards {
+            act();
         }
         for waiter in waiting {
             let _ = waiter.send(());
@@ -112,6 +141,7 @@ impl Syncer {
         let mut state = self.lock();
         state.closed = true;
         state.waiting.clear();
+        state.afterwards.clear();
         self.wake.notify_all();
     }
 

@@ -91,6 +91,10 @@ pub struct Broker {
     pub fsync_interval_ms: u64,
     /// Shortest session time-out that a group member may ask for, in seconds.
     pub session_seconds_min: u64,
+    /// Most connections at a time.
+    pub connections_max: usize,
+    /// How long the offsets of a group are kept that is not used, in days.
+    pub group_offsets_days: u64,
 }
 
 /// What an acknowledgement of the embedded broker promises.
@@ -337,6 +341,8 @@ impl Config {
             ("kafka", "partitions", i64::from(self.kafka.partitions)),
             ("kafka", "replication", i64::from(self.kafka.replication)),
             ("broker", "fsync_interval_ms", self.broker.fsync_interval_ms as i64),
+            ("broker", "connections_max", self.broker.connections_max as i64),
+            ("broker", "group_offsets_days", self.broker.group_offsets_days as i64),
             ("ingest", "body_bytes_max", self.ingest.body_bytes_max as i64),
             ("ingest", "acknowledge_ms_max", self.ingest.acknowledge_ms_max as i64),
             ("http", "connections_max", self.http.connections_max as i64),

@@ -15,6 +15,7 @@ use super::producers::Aborted;
 use super::segment::{self, Walk};
 use super::{Closed, Partition};
 use crate::batch::{self, Header, Record};
+use crate::sync;
 
 /// The newest offset of each key, in offsets `..upto`.
 struct Newest {
@@ -96,7 +97,7 @@ impl Partition {
                     return Ok(newest);
                 }
                 if !header.is_control() {
-                    for record in batch::records(walk.batch(at, &header)?, &header)? {
+                    for record in records(walk.batch(at, &header)?, &header)?.unwrap_or_default() {
                         if let Some(key) = record.key.filter(|_| !is_aborted(&header, record.offset, aborted)) {
                             newest.offsets.insert(hash(&key), record.offset);
                         }
@@ -104,6 +105,7 @@ impl Partition {
                 }
                 newest.upto = header.last_offset() + 1;
             }
+            walk.whole()?;
             newest.upto = *end;
         }
         Ok(newest)
@@ -120,6 +122,9 @@ impl Partition {
         let mut walk = Walk::new(&file, 0, segment.size);
         while let Some((at, header)) = walk.next()? {
             let bytes = walk.batch(at, &header)?;
+            if !batch::checksum_holds(bytes, &header) {
+                return Err(segment::damaged(at));
+            }
             let rewritten = rules.apply(bytes, &header, &mut dropped)?;
             let bytes = rewritten.as_deref().unwrap_or(bytes);
             if !bytes.is_empty() {
@@ -129,12 +134,14 @@ impl Partition {
                 size += bytes.len() as u64;
             }
         }
+        // What cannot be read must not be taken for what nobody needs.
+        walk.whole()?;
         let out = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         if dropped == 0 {
             std::fs::remove_file(&temporary)?;
             return Ok(0);
         }
-        out.sync_all()?;
+        sync::to_disk(&out)?;
         let _layout = self.layout.write().unwrap_or_else(PoisonError::into_inner);
         let Some(at) = self.view().closed.iter().position(|other| other.base == segment.base) else {
             // Retention was faster.
@@ -165,7 +172,7 @@ impl Rules<'_> {
         if header.is_control() {
             return Ok(None);
         }
-        let mut records = batch::records(bytes, header)?;
+        let Some(mut records) = records(bytes, header)? else { return Ok(None) };
         let before = records.len();
         records.retain(|record| self.keeps(header, record));
         *dropped += (before - records.len()) as u64;
@@ -188,6 +195,15 @@ impl Rules<'_> {
         let superseded = self.newest.offsets.get(&hash(key)).is_some_and(|newest| *newest > record.offset);
         let spent = record.value.is_none() && record.timestamp_ms < self.tombstones_before_ms;
         !superseded && !spent
+    }
+}
+
+/// The records of a batch; `None` if it unpacks to more than memory is there for, so that it stays as it is. Such a
+/// batch can only be in a topic that was not compacted when it came.
+fn records(batch: &[u8], header: &Header) -> io::Result<Option<Vec<Record>>> {
+    match batch::records(batch, header) {
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Ok(None),
+        records => records.map(Some),
     }
 }
 

@@ -17,8 +17,9 @@ use super::producers::{Aborted, Producers};
 use super::segment::{self, Walk};
 use super::{Active, Closed, Partition, View, Writer};
 use crate::batch;
+use crate::clock::not_after;
 use crate::settings::TopicSettings;
-use crate::sync::Syncer;
+use crate::sync::{self, Syncer};
 
 const CHECKPOINT: &str = "checkpoint";
 
@@ -94,6 +95,10 @@ impl Partition {
         for (i, base) in behind.iter().copied().enumerate() {
             let from = if base == checkpoint.segment { checkpoint.position } else { 0 };
             let (scanned, whole) = opening.scan(base, from, now_ms)?;
+            if syncer.acknowledges() {
+                // What readers see from now on must not be lost by a power cut; a crash may have left it unsynced.
+                sync::to_disk(&scanned.file)?;
+            }
             if let Some(before) = active.replace(scanned) {
                 closed.push(opening.close(&before)?);
             }
@@ -103,6 +108,8 @@ impl Partition {
             }
         }
         let active: Active = active.expect("there is at least one segment at or behind the checkpoint");
+        syncer.mark(&active.file);
+        syncer.mark(&Arc::new(std::fs::File::open(&dir)?));
         let done = opening.done;
         let start = start.max(first).min(opening.end);
         opening.aborted.retain(|aborted| aborted.last >= start);
@@ -110,6 +117,8 @@ impl Partition {
         let view = View {
             start,
             end: opening.end,
+            visible: opening.end,
+            first_open: opening.producers.first_open(),
             stable,
             closed: closed.into(),
             active,
@@ -125,8 +134,13 @@ impl Partition {
             compacted_to: checkpoint.compacted_to,
             failing: false,
         };
-        let partition =
-            Partition { dir, syncer, writer: Mutex::new(writer), view: Mutex::new(view), layout: RwLock::new(()) };
+        let partition = Partition {
+            dir,
+            syncer,
+            writer: Mutex::new(writer),
+            view: Arc::new(Mutex::new(view)),
+            layout: RwLock::new(()),
+        };
         Ok((partition, done))
     }
 
@@ -172,10 +186,11 @@ impl Partition {
         let _layout = self.layout.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         if self.view().active.base == checkpoint.segment {
             // A segment closed meanwhile has a better index already.
-            index.write(&segment::index_path(&self.dir, checkpoint.segment), summary)?.sync_data()?;
+            let index_file = index.write(&segment::index_path(&self.dir, checkpoint.segment), summary)?;
+            sync::to_disk(&index_file)?;
         }
         for file in files {
-            file.sync_all()?;
+            sync::to_disk(file)?;
         }
         let body = serde_json::to_vec(checkpoint)?;
         let mut bytes = format!("{:08x}\n", crc32c::crc32c(&body)).into_bytes();
@@ -192,7 +207,7 @@ impl Opening {
         if let Some(summary) = summary.filter(|summary| summary.size == size) {
             return Ok(Closed { base, size, max_timestamp_ms: summary.max_timestamp_ms });
         }
-        let active = self.index(base, size)?;
+        let active = Active { size, ..self.index(base, size)? };
         self.close(&active)
     }
 
@@ -208,6 +223,10 @@ impl Opening {
         }
         let size = walk.position();
         self.done.scanned_bytes += size;
+        if let Err(error) = walk.whole() {
+            // It stays as long as it is: readers are told where they come upon the damage, and read on behind it.
+            tracing::error!(dir = %self.dir.display(), segment = base, %error, "a segment cannot be read to its end");
+        }
         Ok(Active { base, file: Arc::new(file), size, index, max_timestamp_ms, created_ms })
     }
 
@@ -233,7 +252,7 @@ impl Opening {
                 size: from,
                 index,
                 max_timestamp_ms: summary.max_timestamp_ms,
-                created_ms: summary.created_ms,
+                created_ms: not_after(summary.created_ms, now_ms),
             },
             None => self.index(base, from)?,
         };

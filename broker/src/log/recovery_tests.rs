@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::super::Offsets;
 use super::*;
 use crate::Fsync;
 use crate::batch::testing::{TRANSACTIONAL_ATTRIBUTE, batch, plain};
@@ -173,4 +174,80 @@ fn deleted_records_take_their_segments_along() {
     assert_eq!(values(&partition).first(), Some(&(30, "30".to_owned())));
     assert_eq!(partition.delete_before(1_000).unwrap(), 50, "not beyond the end");
     assert_eq!(partition.append(&plain(&["next"]), 5_000).unwrap(), 50);
+}
+
+#[test]
+fn damage_in_front_of_the_checkpoint_is_an_error_to_who_reads_it() {
+    let settings = [("segment.bytes", "600")];
+    let appended = |dir: &Path, settings: &[(&str, &str)]| {
+        let (partition, _) = open(dir, settings);
+        for i in 0..20 {
+            let (key, value) = (format!("k{}", i % 3), format!("value {i:04}"));
+            partition.append(&batch(&[(Some(&key), Some(&value))], (-1, -1, -1), 0), 5_000).unwrap();
+        }
+        partition.checkpoint(1).unwrap();
+        drop(partition);
+        segment::list(dir).unwrap()[1]
+    };
+    let error = |partition: &Partition, offset: i64| {
+        let read = partition.read(offset, false, 1 << 20).map(|read| read.records.len());
+        read.expect_err("it is damaged").kind()
+    };
+    // A byte of a record, the length of a batch, and the end of the file.
+    for damage in ["record", "length", "end"] {
+        let dir = tempfile::tempdir().unwrap();
+        let second = appended(dir.path(), &settings);
+        let path = segment::log_path(dir.path(), second);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let first_batch = Header::parse(&bytes).unwrap().bytes;
+        match damage {
+            "record" => bytes[first_batch + HEADER_BYTES + 3] ^= 1,
+            "length" => bytes[first_batch + 8] = 0x7f,
+            _ => bytes.truncate(first_batch + 10),
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let (partition, done) = open(dir.path(), &settings);
+        assert_eq!(done.cut_bytes, 0, "{damage}: it is not taken for a torn end");
+        assert_eq!(partition.offsets().end, 20);
+        assert!(!partition.read(second, false, 1 << 20).unwrap().records.is_empty(), "what is in front of it");
+        assert_eq!(error(&partition, second + 1), io::ErrorKind::InvalidData, "{damage}");
+        assert_eq!(partition.append(&plain(&["next"]), 5_000).unwrap(), 20);
+        assert_eq!(partition.delete_before(second + 8).unwrap(), second + 8, "the mend");
+        assert!(!partition.read(second + 8, false, 1 << 20).unwrap().records.is_empty());
+    }
+    let compacted = [("segment.bytes", "600"), ("cleanup.policy", "compact"), ("min.cleanable.dirty.ratio", "0")];
+    let dir = tempfile::tempdir().unwrap();
+    let path = segment::log_path(dir.path(), appended(dir.path(), &compacted));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[HEADER_BYTES + 3] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let (partition, _) = open(dir.path(), &compacted);
+    assert!(partition.compact(5_000, 1_000).is_err(), "it drops nothing that it cannot read");
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[test]
+fn where_acknowledgements_wait_for_the_disk_readers_do_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let (syncer, thread) = Syncer::start(Fsync::Acknowledge, |_| ()).unwrap();
+    // Without its thread, nothing is synced but by hand.
+    syncer.close();
+    thread.join().unwrap();
+    let settings = TopicSettings::new(&Given::new()).unwrap();
+    let (partition, _) = Partition::open(dir.path().to_owned(), settings, syncer.clone(), 0, 5_000).unwrap();
+    let waiter = Arc::new(tokio::sync::Notify::new());
+    partition.watch(&waiter, false);
+    partition.append(&plain(&["a", "b"]), 5_000).unwrap();
+    let seen = |partition: &Partition| (partition.offsets().end, values(partition).len());
+    assert_eq!(seen(&partition), (0, 0), "it is in the file, and not on the disk");
+    assert_eq!(partition.find_time(0, false).unwrap(), None);
+    assert_eq!(partition.delete_before(2).unwrap(), 0, "what nobody has seen cannot be deleted");
+    syncer.sync_now().unwrap();
+    assert_eq!(seen(&partition), (2, 2));
+    partition.append(&batch(&[(Some("k"), Some("c"))], (1, 0, 0), TRANSACTIONAL_ATTRIBUTE), 5_000).unwrap();
+    syncer.sync_now().unwrap();
+    partition.end_transaction((1, 0), Marker::Commit, 5_000).unwrap();
+    assert_eq!(partition.offsets(), Offsets { start: 0, end: 3, stable: 2 }, "the marker waits as well");
+    syncer.sync_now().unwrap();
+    assert_eq!(partition.offsets(), Offsets { start: 0, end: 4, stable: 4 });
 }

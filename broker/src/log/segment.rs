@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 
-use crate::batch::{HEADER_BYTES, Header};
+use crate::batch::{self, HEADER_BYTES, Header};
 
 /// Bytes read at once when walking over headers.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -77,6 +77,11 @@ impl<'f> Walk<'f> {
         self.next
     }
 
+    /// An error if it ended before its end: what stands there is no whole batch.
+    pub(crate) fn whole(&self) -> io::Result<()> {
+        if self.next == self.end { Ok(()) } else { Err(damaged(self.next)) }
+    }
+
     fn bytes(&mut self, at: u64, length: usize) -> io::Result<&[u8]> {
         let have = self.chunk_at + self.chunk.len() as u64;
         if at < self.chunk_at || at + length as u64 > have {
@@ -90,15 +95,19 @@ impl<'f> Walk<'f> {
     }
 }
 
-/// Whole batches from the one that holds `offset` on, below the offset `limit`, up to `max_bytes` but at least one.
-/// `from` is where to begin the search, `end` the size of the segment. Empty if there are none.
+/// Whole batches from the one that holds `offset` on, below the offset `limit`, up to `max_bytes` but at least one;
+/// their checksums are looked at. `from` is where to begin the search, `end` the size of the segment. Empty if there are none.
 pub(crate) fn read(file: &File, from: u64, end: u64, offset: i64, limit: i64, max_bytes: usize) -> io::Result<Bytes> {
     let mut walk = Walk::new(file, from, end);
     let (at, first) = loop {
         match walk.next()? {
             Some((_, header)) if header.last_offset() < offset => {}
             Some((at, header)) if header.base_offset < limit => break (at, header),
-            _ => return Ok(Bytes::new()),
+            Some(_) => return Ok(Bytes::new()),
+            None => {
+                walk.whole()?;
+                return Ok(Bytes::new());
+            }
         }
     };
     let want = (end - at).min(max_bytes.max(first.bytes) as u64) as usize;
@@ -109,8 +118,24 @@ pub(crate) fn read(file: &File, from: u64, end: u64, offset: i64, limit: i64, ma
         if whole + header.bytes > bytes.len() || header.base_offset >= limit {
             break;
         }
+        if !batch::checksum_holds(&bytes[whole..], &header) {
+            // What is whole in front of it is handed out first.
+            if whole == 0 {
+                return Err(damaged(at));
+            }
+            break;
+        }
         whole += header.bytes;
     }
     bytes.truncate(whole);
     Ok(bytes.freeze())
+}
+
+/// The error of reading what is no batch, or not the one that was written.
+pub(crate) fn damaged(at: u64) -> io::Error {
+    let told = format!(
+        "segment is damaged at byte {at}: the disk did not keep what was written; delete the records up to behind the \
+         damage, or restore the data directory from a backup"
+    );
+    io::Error::new(io::ErrorKind::InvalidData, told)
 }

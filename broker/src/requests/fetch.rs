@@ -1,4 +1,4 @@
-//! Fetch: waits until there is enough to read, or for as long as the client allows, then reads on an I/O thread.
+//! Fetch: waits until there is enough to read, or for as long as the client allows, then reads.
 //!
 //! Waiting costs no file access and no memory for records; appends and ends of transactions wake it. Fetch sessions
 //! (KIP-227) are not offered: clients name all partitions each time.
@@ -22,6 +22,10 @@ use crate::node::{Node, PERMIT_BYTES, Topic};
 /// A client that asks to wait longer is answered after this time.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 const READ_COMMITTED: i8 = 1;
+/// A fetch gets this much even when memory is scarce; it waits if there is not that much.
+const SHARE_BYTES_MIN: usize = 64 * 1024;
+/// What lies this near to the end of a partition was appended a moment ago.
+const RECENT_BYTES_MAX: u64 = 128 * 1024;
 
 pub(super) async fn serve(node: &Arc<Node>, mut call: Call) -> Result<Answer, Unreadable> {
     let request: Arc<FetchRequest> = Arc::new(call.decode()?);
@@ -39,14 +43,21 @@ pub(super) async fn serve(node: &Arc<Node>, mut call: Call) -> Result<Answer, Un
         let state = look(node, &request, &changed);
         let last = Instant::now() >= until || node.closing.is_cancelled() || state == State::Failing || enough == 0;
         if state != State::Nothing || last {
-            let memory = if state == State::Nothing { None } else { take(&node.fetch_memory, bytes_max).await };
-            let asked = request.clone();
-            let (response, bytes) = if state == State::Nothing {
-                read(node, &asked, 0)
+            let share = share(node, bytes_max);
+            let (memory, (response, bytes)) = if state == State::Nothing {
+                (None, read(node, &request, 0))
             } else {
-                node.io(move |node| read(node, &asked, bytes_max)).await
+                let memory = take(&node.fetch_memory, share).await;
+                let asked = request.clone();
+                // What was just written is in the page cache: to read it here is faster than to hand it on.
+                let read = if all_are_recent(node, &request) {
+                    read(node, &request, share)
+                } else {
+                    node.io(move |node| read(node, &asked, share)).await
+                };
+                (memory, read)
             };
-            if bytes >= enough || last {
+            if bytes >= enough || last || (bytes > 0 && share < bytes_max) {
                 let mut answer = call.answer(&response)?;
                 // What the records did not need is free for others at once.
                 answer.memory =
@@ -59,6 +70,24 @@ pub(super) async fn serve(node: &Arc<Node>, mut call: Call) -> Result<Answer, Un
             () = node.closing.cancelled() => {}
         }
     }
+}
+
+/// How much of `bytes_max` a fetch gets: the less memory is free, the less, so that readers who take their answers
+/// slowly, and hold the memory meanwhile, leave some for the others.
+fn share(node: &Node, bytes_max: usize) -> usize {
+    let free = node.fetch_memory.available_permits() * PERMIT_BYTES;
+    bytes_max.min((free / 4).max(SHARE_BYTES_MIN))
+}
+
+/// Whether everything that would be read was appended a moment ago.
+fn all_are_recent(node: &Node, request: &FetchRequest) -> bool {
+    request.topics.iter().all(|topic| {
+        let Ok(meant) = node.topic_meant(&topic.topic, topic.topic_id) else { return true };
+        topic.partitions.iter().all(|asked| {
+            let log = meant.partition(asked.partition);
+            log.is_none_or(|log| log.bytes_behind(asked.fetch_offset) <= RECENT_BYTES_MAX)
+        })
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,7 +106,7 @@ fn look(node: &Node, request: &FetchRequest, changed: &Arc<Notify>) -> State {
         let Ok(meant) = node.topic_meant(&topic.topic, topic.topic_id) else { return State::Failing };
         for asked in &topic.partitions {
             let Some(log) = meant.partition(asked.partition) else { return State::Failing };
-            let offsets = log.watch(changed);
+            let offsets = log.watch(changed, committed_only);
             let within = (offsets.start..=offsets.end).contains(&asked.fetch_offset);
             if !within || check_leader_epoch(asked.current_leader_epoch).is_err() {
                 return State::Failing;
@@ -133,7 +162,10 @@ fn read_one(topic: &Topic, asked: &FetchPartition, committed_only: bool, left: u
         Ok(read) => filled(read, offsets, committed_only),
         Err(error) => {
             tracing::warn!(topic = topic.name, partition = asked.partition, %error, "read a log");
-            failing(ResponseError::KafkaStorageError, Some(offsets))
+            // A client tries again after an error of the disk; damage it must be told of.
+            let damaged = error.kind() == std::io::ErrorKind::InvalidData;
+            let told = if damaged { ResponseError::CorruptMessage } else { ResponseError::KafkaStorageError };
+            failing(told, Some(offsets))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Produce: appends batches, on an I/O thread, and answers when they are as safe as promised.
+//! Produce: appends batches, and answers when they are as safe as promised.
 
 use std::sync::Arc;
 
@@ -17,12 +17,19 @@ use crate::transactions::{Producer, produce_error};
 /// From this version on a batch of a transaction adds its partition to it (KIP-890).
 const ADDS_PARTITIONS_FROM: i16 = 12;
 
+/// Larger requests are appended on an I/O thread, so that those of other connections need not wait for the copying.
+const BRIEF_BYTES_MAX: usize = 256 * 1024;
+
 pub(super) async fn serve(node: &Arc<Node>, mut call: Call) -> Result<Option<Answer>, Unreadable> {
     let request: ProduceRequest = call.decode()?;
     let acks = request.acks;
     let adds_itself = call.version >= ADDS_PARTITIONS_FROM;
-    let response = node.io(move |node| append(node, request, adds_itself)).await;
+    let large = call.bytes > BRIEF_BYTES_MAX;
+    let append = move |node: &Arc<Node>| append(node, request, adds_itself);
+    let response = if large { node.io(append).await } else { node.brief(append).await };
     if acks == 0 {
+        // Nobody waits for the disk, but readers may see it only then.
+        drop(node.syncer.ticket());
         return Ok(None);
     }
     let mut answer = call.answer(&response)?;

@@ -2,4 +2,7 @@
 //! holds for an Apache Kafka too.
 
 mod durability;
+mod hostile;
 mod limits;
+mod process;
+mod raw;

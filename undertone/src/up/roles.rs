@@ -270,5 +270,7 @@ async fn start_broker(config: &Config) -> anyhow::Result<Broker> {
         Fsync::Interval => broker::Fsync::Interval { every: Duration::from_millis(config.broker.fsync_interval_ms) },
         Fsync::Acknowledge => broker::Fsync::Acknowledge,
     };
+    settings.connections_max = config.broker.connections_max;
+    settings.group_offsets_expiry = Duration::from_secs(config.broker.group_offsets_days.saturating_mul(24 * 3600));
     Broker::start(settings).await.context("start the broker (settings: [broker])")
 }

@@ -1,8 +1,8 @@
 //! What survives: crashes, `kill -9`, torn ends, orderly ends; and that a folder has one broker.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, Command, Stdio};
+use std::io::Write as _;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, Message as _, Offset};
 
+use super::process::Process;
+use super::raw;
 use crate::support::{
     COMMITTED, PATIENCE, Server, at, client, committed, consumer, create_topic, keys, produce, read_all, runtime, send,
     transactional, unique, wait_for,
@@ -119,38 +121,6 @@ fn synced_acknowledgements_work_for_producers_and_transactions() -> Result<()> {
     Ok(())
 }
 
-/// A broker in a process of its own, which ends with this value.
-struct Process {
-    child: Child,
-    bootstrap: String,
-}
-
-impl Process {
-    fn start(dir: &std::path::Path, listen: &str) -> Result<Process> {
-        let deps = std::env::current_exe()?;
-        let program = deps.ancestors().nth(2).context("the build folder")?.join("examples").join("serve");
-        let mut child =
-            Command::new(program).arg(dir).arg(listen).stdout(Stdio::piped()).spawn().context("start serve")?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
-        let bootstrap = line.split(' ').next().context("its address")?.to_owned();
-        ensure!(!bootstrap.is_empty(), "the broker did not start");
-        Ok(Process { child, bootstrap })
-    }
-
-    fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.kill();
-    }
-}
-
 /// Where each acknowledged record is said to be.
 #[derive(Clone, Default)]
 struct Acknowledged(Arc<Mutex<HashMap<usize, (i32, i64)>>>);
@@ -204,5 +174,128 @@ fn no_acknowledged_record_is_lost_or_doubled_by_kill_9() -> Result<()> {
         let said = acknowledged.0.lock().unwrap().get(&number).copied();
         ensure!(said == Some((record.partition, record.offset)), "{number} is not where its producer was told");
     }
+    Ok(())
+}
+
+#[test]
+fn a_disk_that_fills_up_in_the_middle_of_a_write_refuses_and_goes_on_when_there_is_room() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    // The system takes no more than 64 KiB of a file: a write that crosses that is cut short, as on a full disk. The
+    // signal that comes with it would end the process.
+    let limits = "trap '' XFSZ; ulimit -S -f 128";
+    let mut process = Process::start_under(limits, dir.path(), "127.0.0.1:0", &[])?;
+    let (bootstrap, topic, group) = (process.bootstrap.clone(), unique("full"), unique("g"));
+    create_topic(&bootstrap, &topic, 1, &[])?;
+    let acknowledged = Acknowledged::default();
+    let mut config = client(&bootstrap);
+    config.set("linger.ms", "0").set("message.timeout.ms", "1000").set("batch.num.messages", "1");
+    let producer: BaseProducer<Acknowledged> = config.create_with_context(acknowledged.clone())?;
+    let value = vec![b'x'; 9_000];
+    let send = |number: usize| {
+        let key = number.to_string();
+        let record = BaseRecord::with_opaque_to(&topic, Box::new(number)).key(&key).payload(&value);
+        producer.send(record).map_err(|(error, _)| anyhow::Error::from(error))?;
+        producer.flush(PATIENCE).context("flush")
+    };
+    for number in 0..10 {
+        send(number)?;
+    }
+    let before = acknowledged.0.lock().unwrap().len();
+    ensure!((5..10).contains(&before), "{before} fitted");
+    ensure!(read_all(&bootstrap, &topic, 1, &[])?.len() == before, "what was acknowledged is there, and nothing else");
+    // The broker's own log fills up as well, and says so to who commits.
+    let reader: BaseConsumer = consumer(&bootstrap, &group).create()?;
+    let mut last = None;
+    wait_for("a commit that is refused", || {
+        for offset in 0..200 {
+            if reader.commit(&at(&topic, 0, offset), CommitMode::Sync).is_err() {
+                return Ok(true);
+            }
+            last = Some(offset);
+        }
+        Ok(false)
+    })?;
+    let told = Command::new("prlimit").arg(format!("--pid={}", process.id())).arg("--fsize=unlimited").status()?;
+    ensure!(told.success(), "the limit is lifted");
+    let count = || acknowledged.0.lock().unwrap().len();
+    wait_for("producers to be let in again", || send(100).map(|()| count() > before))?;
+    reader.commit(&at(&topic, 0, 7_000), CommitMode::Sync)?;
+    process.kill()?;
+    let _process = Process::start(dir.path(), &bootstrap)?;
+    let reader: BaseConsumer = consumer(&bootstrap, &group).create()?;
+    ensure!(committed(&reader, &topic, 0)? == Offset::Offset(7_000), "the last that was refused came after {last:?}");
+    let seen = read_all(&bootstrap, &topic, 1, &[])?;
+    let dense = seen.iter().enumerate().all(|(i, record)| record.offset == i as i64 && record.value == value);
+    ensure!(seen.len() == count() && dense, "{} records, {} acknowledged", seen.len(), count());
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_opened_is_named_with_the_mend() -> Result<()> {
+    let mut server = Server::with(|_| ());
+    create_topic(server.bootstrap(), "named", 1, &[])?;
+    server.shut_down();
+    let dir = server.dir().to_owned();
+    let refused = |what: &str, path: &std::path::Path, mend: &str| {
+        let config = Config::new(&dir);
+        let error = runtime().block_on(Broker::start(config)).err().with_context(|| format!("{what} is noticed"))?;
+        let told = error.to_string();
+        ensure!(told.contains(&path.display().to_string()) && told.contains(mend), "{what}: {told}");
+        Ok(())
+    };
+    // A file where a folder must be cannot be read by anyone, whatever rights the test runs with.
+    let swap = |path: &std::path::Path, check: &dyn Fn() -> Result<()>| {
+        let aside = path.with_extension("aside");
+        std::fs::rename(path, &aside)?;
+        if aside.is_dir() {
+            std::fs::write(path, b"no folder")?
+        } else {
+            std::fs::create_dir(path)?
+        }
+        check()?;
+        if path.is_dir() {
+            std::fs::remove_dir(path)?
+        } else {
+            std::fs::remove_file(path)?
+        }
+        anyhow::Ok(std::fs::rename(&aside, path)?)
+    };
+    let topic = dir.join("topics").join("named");
+    swap(&topic.join("0-0"), &|| refused("the folder of a partition", &topic, "restore it from a backup"))?;
+    let segment = topic.join("0-0").join(format!("{:020}.log", 0));
+    swap(&segment, &|| refused("a segment", &topic, "restore it from a backup"))?;
+    swap(&dir.join("metadata.log"), &|| refused("the metadata", &dir.join("metadata.log"), "metadata log"))?;
+    swap(&dir.join("lock"), &|| refused("the lock", &dir, "check that it can be written"))?;
+    let nowhere = dir.join("metadata.log").join("inside");
+    let error = runtime().block_on(Broker::start(Config::new(&nowhere))).err().context("no folder there")?;
+    ensure!(matches!(error, StartError::Directory { .. }), "{error}");
+    server.start_again();
+    Ok(())
+}
+
+#[test]
+fn damage_that_a_start_does_not_look_for_is_told_to_readers_and_never_handed_out() -> Result<()> {
+    let mut server = Server::with(|_| ());
+    let (bootstrap, topic) = (server.bootstrap().to_owned(), unique("damaged"));
+    create_topic(&bootstrap, &topic, 1, &[])?;
+    for number in 0..9 {
+        produce(&bootstrap, &topic, Some(0), number..number + 1, &[])?;
+    }
+    server.shut_down();
+    let segment = server.dir().join("topics").join(&topic).join("0-0").join(format!("{:020}.log", 0));
+    let mut bytes = std::fs::read(&segment)?;
+    let middle = bytes.windows(2).position(|pair| pair == b"v4").context("the fifth record")?;
+    bytes[middle] ^= 1;
+    std::fs::write(&segment, &bytes)?;
+    server.start_again();
+    let mut stream = raw::connect(&bootstrap)?;
+    let (code, records) = raw::fetch(&mut stream, &topic, 0)?;
+    ensure!(code == 0 && records.windows(2).any(|pair| pair == b"v3"), "what is in front of it is read");
+    ensure!(!records.windows(2).any(|pair| pair == b"v5"), "nothing behind it is passed off as the next");
+    let (code, records) = raw::fetch(&mut stream, &topic, 4)?;
+    ensure!((code, records.len()) == (kafka_protocol::ResponseError::CorruptMessage.code(), 0));
+    let (code, records) = raw::fetch(&mut stream, &topic, 5)?;
+    ensure!(code == 0 && records.windows(2).any(|pair| pair == b"v8"), "what is behind it is read");
+    produce(&bootstrap, &topic, Some(0), 9..10, &[])?;
     Ok(())
 }

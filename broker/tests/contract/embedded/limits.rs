@@ -2,13 +2,18 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use broker::{Broker, Config, StartError};
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::Offset;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
-use crate::support::{Deliveries, PATIENCE, Server, client, create_topic, produce, read_all, runtime, unique};
+use crate::support::{
+    Deliveries, PATIENCE, Server, at, client, committed, consumer, create_topic, produce, read_all, runtime,
+    transactional, unique, wait_for,
+};
 
 #[test]
 fn other_machines_are_let_in_only_if_told() -> Result<()> {
@@ -61,7 +66,7 @@ fn requests_that_are_too_large_or_no_requests_close_only_their_connection() -> R
 fn connections_beyond_the_limit_and_silent_ones_are_closed() -> Result<()> {
     let server = Server::with(|config| {
         config.connections_max = 2;
-        config.connection_idle = std::time::Duration::from_millis(300);
+        config.connection_idle = Duration::from_millis(300);
     });
     let held: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(server.bootstrap())).collect::<Result<_, _>>()?;
     ensure!(is_closed_after(server.bootstrap(), &[])?, "the third is closed");
@@ -98,4 +103,42 @@ fn a_disk_that_takes_no_more_refuses_producers_until_there_is_room() -> Result<(
     let last = seen.last().context("the record")?;
     ensure!((seen.len(), last.offset, last.value.len()) == (11, 10, 9_900), "{}", seen.len());
     Ok(())
+}
+
+#[test]
+fn groups_that_are_not_used_are_forgotten_and_those_at_work_are_not() -> Result<()> {
+    let server = Server::with(|config| config.group_offsets_expiry = Duration::from_millis(700));
+    let (bootstrap, topic) = (server.bootstrap(), unique("unused"));
+    create_topic(bootstrap, &topic, 1, &[])?;
+    let (idle, busy) = (unique("idle"), unique("busy"));
+    let member: BaseConsumer = consumer(bootstrap, &busy).create()?;
+    member.subscribe(&[&topic])?;
+    wait_for("an assignment", || {
+        member.poll(Duration::from_millis(50));
+        Ok(member.assignment()?.count() == 1)
+    })?;
+    member.commit(&at(&topic, 0, 5), CommitMode::Sync)?;
+    let other: BaseConsumer = consumer(bootstrap, &idle).create()?;
+    other.commit(&at(&topic, 0, 6), CommitMode::Sync)?;
+    ensure!(committed(&other, &topic, 0)? == Offset::Offset(6));
+    wait_for("the idle group to be forgotten", || {
+        member.poll(Duration::from_millis(20));
+        Ok(committed(&other, &topic, 0)? == Offset::Invalid)
+    })?;
+    ensure!(committed(&member, &topic, 0)? == Offset::Offset(5), "a group with members keeps its offsets");
+    Ok(())
+}
+
+#[test]
+fn transactional_ids_are_bounded_and_forgotten_when_they_are_not_used() -> Result<()> {
+    let server = Server::with(|config| {
+        config.transactional_ids_max = 2;
+        config.transactional_id_expiry = Duration::from_millis(500);
+    });
+    let bootstrap = server.bootstrap();
+    for _ in 0..2 {
+        transactional(bootstrap, &unique("tx"), 10_000)?.init_transactions(PATIENCE)?;
+    }
+    let third = transactional(bootstrap, &unique("tx"), 10_000)?;
+    wait_for("room for a third", || Ok(third.init_transactions(Duration::from_millis(500)).is_ok()))
 }

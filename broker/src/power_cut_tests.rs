@@ -2,6 +2,7 @@
 //!
 //! A load of single records, transactions and committed offsets runs while copies are made; each copy is then opened by
 //! a broker of its own and compared with what had been acknowledged, and read, before the copy began.
+#![expect(clippy::print_stderr, reason = "the seed of a run that failed must be told")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

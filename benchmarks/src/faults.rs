@@ -46,6 +46,8 @@ const CLIENTS: usize = 3;
 const PARTITIONS: usize = 4;
 /// The broker aborts what a frozen process left open after this time.
 const TRANSACTION_SECONDS: u64 = 3;
+/// Turns in a batch. After a crash as many run one by one, and few of the kills should fall into that.
+const BATCH_TURNS: usize = 64;
 /// Ports for the broker are taken below those that the system gives to outgoing connections: one of those could sit on
 /// the broker's port while it is down.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
@@ -275,6 +277,7 @@ fn variables(options: &Options, undertone: &Undertone, bootstrap: &str) -> Vec<(
         ("UNDERTONE__KAFKA__SESSION_SECONDS_MAX", options.session_seconds.to_string()),
         ("UNDERTONE__PROCESSORS__TRANSACTION_SECONDS_MAX", TRANSACTION_SECONDS.to_string()),
         ("UNDERTONE__PROCESSORS__TIER", "fast".to_owned()),
+        ("UNDERTONE__PROCESSORS__BATCH_TURNS_MAX", BATCH_TURNS.to_string()),
         ("UNDERTONE__CONTEXT__ONLY_MACHINE", "true".to_owned()),
         ("UNDERTONE__MODELS__DIR", path(&undertone.models)),
         ("UNDERTONE__MODELS__ONNXRUNTIME", path(&undertone.onnxruntime)),

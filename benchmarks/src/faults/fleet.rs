@@ -18,6 +18,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const START_AGAIN: Duration = Duration::from_millis(200);
 /// How long a process may take to end in an orderly way.
 const LEAVE_MAX: Duration = Duration::from_secs(30);
+/// Tries to start a server that is not ours.
+const STARTS_MAX: u32 = 3;
 /// What a role's last words say when its store has gone back in time.
 const MEND: &str = "undertone contexts rebuild";
 
@@ -51,13 +53,14 @@ pub(super) enum Due {
 pub(super) struct Server {
     command: String,
     starting: Option<Child>,
+    starts: u32,
     up: bool,
 }
 
 impl Server {
     pub(super) fn new(command: &str) -> Server {
         let command = if command.contains("{}") { command.to_owned() } else { format!("{command} {{}}") };
-        Server { command, starting: None, up: true }
+        Server { command, starting: None, starts: 0, up: true }
     }
 
     fn run(&self, verb: &str) -> anyhow::Result<Child> {
@@ -117,7 +120,7 @@ impl Fleet {
 
     pub(super) fn start(&mut self, target: Target) -> anyhow::Result<()> {
         if let (Some(server), Target::Broker) = (&mut self.server, target) {
-            server.starting = Some(server.run("start")?);
+            (server.starting, server.starts) = (Some(server.run("start")?), 1);
             return Ok(());
         }
         self.slots.get_mut(&target).context("a process of this name")?.start(&self.program)
@@ -227,8 +230,14 @@ impl Fleet {
             && let Some(starting) = &mut server.starting
             && let Some(status) = starting.try_wait().context("wait for the server")?
         {
-            anyhow::ensure!(status.success(), "the Kafka server does not start again: {status}");
-            (server.starting, server.up) = (None, true);
+            anyhow::ensure!(
+                status.success() || server.starts < STARTS_MAX,
+                "the Kafka server does not start again: {status}"
+            );
+            // On a busy machine it may take longer than its command waits.
+            server.starting = if status.success() { None } else { Some(server.run("start")?) };
+            server.starts += 1;
+            server.up = status.success();
         }
         self.bury()?;
         let address = self.slots.get(&Target::Ingest).and_then(|slot| slot.said("http"));

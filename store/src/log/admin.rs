@@ -4,17 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{self, ANSWER_WITHIN, Logged, blocking, with_properties};
+use super::client::{self, ANSWER_WITHIN, LOOK_EVERY, Logged, blocking, with_properties};
 use super::error::{classify, classify_code};
 use super::{Kafka, LogError};
-
-/// Time between two looks at whether the brokers know a topic that was created.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A topic that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,24 +190,38 @@ impl Drop for Admin {
     }
 }
 
-/// Returns the topics when each partition has a leader: Apache Kafka's controller acknowledges a topic before the broker
-/// that is asked next knows of it.
+/// Returns the topics when each partition answers: Apache Kafka's controller acknowledges a topic before the broker knows
+/// of it, and the broker names itself as the leader before it acts as one.
 fn await_leaders(consumer: &BaseConsumer<Logged>, topics: Vec<String>) -> Result<Vec<String>, KafkaError> {
     let begun = Instant::now();
-    for topic in &topics {
-        loop {
-            let metadata = consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;
-            let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
-            if !partitions.is_empty() && partitions.iter().all(|partition| partition.leader() >= 0) {
-                break;
-            }
-            if begun.elapsed() > ANSWER_WITHIN {
-                return Err(KafkaError::MetadataFetch(Code::LeaderNotAvailable));
-            }
-            std::thread::sleep(LOOK_EVERY);
+    while !topics.is_empty() {
+        match is_led(consumer, &topics) {
+            Ok(true) => break,
+            Err(error) if !classify(&error).is_transient() => return Err(error),
+            Ok(false) | Err(_) if begun.elapsed() < ANSWER_WITHIN => std::thread::sleep(LOOK_EVERY),
+            Ok(false) => return Err(KafkaError::MetadataFetch(Code::LeaderNotAvailable)),
+            Err(error) => return Err(error),
         }
     }
     Ok(topics)
+}
+
+/// Whether every partition of these topics answers.
+fn is_led(consumer: &BaseConsumer<Logged>, topics: &[String]) -> Result<bool, KafkaError> {
+    let mut asked = TopicPartitionList::new();
+    for topic in topics {
+        let metadata = consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;
+        let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
+        if partitions.is_empty() || partitions.iter().any(|partition| partition.leader() < 0) {
+            return Ok(false);
+        }
+        for partition in partitions {
+            // Any time would do: one request asks all partitions, and only a leader answers.
+            asked.add_partition_offset(topic, partition.id(), Offset::Offset(0))?;
+        }
+    }
+    let answered = consumer.offsets_for_times(asked, ANSWER_WITHIN)?;
+    Ok(answered.elements().iter().all(|element| element.error().is_ok()))
 }
 
 fn options() -> AdminOptions {

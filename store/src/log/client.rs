@@ -14,6 +14,8 @@ use super::{Kafka, LogError, Message};
 
 /// How long a question to the brokers (metadata, offsets, commits) may take.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Time between two questions to a broker that does not lead yet.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Settings of every client.
 pub(crate) fn base(kafka: &Kafka) -> ClientConfig {

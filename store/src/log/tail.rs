@@ -11,7 +11,7 @@ use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{self, ANSWER_WITHIN, Logged, blocking, owned, with_properties};
+use super::client::{self, ANSWER_WITHIN, LOOK_EVERY, Logged, blocking, owned, with_properties};
 use super::error::classify;
 use super::{Kafka, LogError, Message};
 
@@ -60,7 +60,7 @@ impl Tail {
             partitions: Vec::new(),
             positions: BTreeMap::new(),
         };
-        let edges = tail.edges().await?;
+        let edges = tail.first_edges().await?;
         tail.partitions = edges.keys().copied().collect();
         let mut wanted = TopicPartitionList::with_capacity(edges.len());
         for (&partition, &(low, high)) in &edges {
@@ -127,6 +127,21 @@ impl Tail {
     }
 
     /// First and last stable offset of every partition.
+    /// As [`Tail::edges`]; asks again where a broker that was started, or a topic that was created, a moment ago still
+    /// says that it does not lead.
+    async fn first_edges(&self) -> Result<BTreeMap<i32, (i64, i64)>, LogError> {
+        let until = tokio::time::Instant::now() + ANSWER_WITHIN;
+        loop {
+            match self.edges().await {
+                Err(error) if error.is_transient() && tokio::time::Instant::now() < until => {
+                    tracing::debug!(error = %error, "asking for the ends of the topic again");
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                edges => return edges,
+            }
+        }
+    }
+
     async fn edges(&self) -> Result<BTreeMap<i32, (i64, i64)>, LogError> {
         let (consumer, topic) = (Arc::clone(self.consumer()), Arc::clone(&self.topic));
         let mut partitions = self.partitions.clone();

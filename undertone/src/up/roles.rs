@@ -149,6 +149,10 @@ pub(super) async fn start(
         false => None,
     };
     let kafka = kafka(&config, broker.as_ref());
+    let readers = CancellationToken::new();
+    // A start that is given up ends the readers that it has begun: those on threads of their own would stay members of
+    // their groups for as long as this process lives.
+    let begun = readers.clone().drop_guard();
     let given = Given {
         config,
         roles,
@@ -157,7 +161,7 @@ pub(super) async fn start(
         meter,
         health,
         failed,
-        readers: CancellationToken::new(),
+        readers,
         readers_done: Tasks::default(),
         listeners,
         listeners_done,
@@ -181,6 +185,7 @@ pub(super) async fn start(
     given.start_watchdog()?;
     given.health.set_started();
     admin.open(given.facts(http), router);
+    begun.disarm();
     Ok(Parts {
         http,
         kafka: given.kafka.bootstrap,

@@ -11,6 +11,10 @@ use schemas::{Codec, Payload, Turn};
 pub use server::Server;
 use store::log::{Admin, From, Kafka, Message, Place, Producer, ProducerLimits, Record, Tail, TopicSpec};
 
+/// Partitions of the topics that a program makes on an Apache Kafka under test: it takes its time for each, and the next
+/// test removes them.
+pub const APACHE_PARTITIONS: i32 = 2;
+
 /// Longest wait for anything in a test; reaching it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -22,6 +22,7 @@ async fn started(server: &Server) -> Running {
     if let Some(bootstrap) = server.apache() {
         config.kafka.bootstrap = bootstrap.to_owned();
         config.context.only_machine = true;
+        config.kafka.partitions = tests::APACHE_PARTITIONS;
     }
     let bot = undertone::config::Bot { webhook_secret: SECRET.into() };
     config.telegram.bots.insert("helper".to_owned(), bot);

@@ -59,7 +59,13 @@ fn command(dir: &Path) -> Command {
 
 /// Settings that point the program to a log outside of it.
 fn on(bootstrap: Option<&str>) -> Vec<(&'static str, &str)> {
-    let of = |bootstrap| [("UNDERTONE__KAFKA__BOOTSTRAP", bootstrap), ("UNDERTONE__CONTEXT__ONLY_MACHINE", "true")];
+    let of = |bootstrap| {
+        [
+            ("UNDERTONE__KAFKA__BOOTSTRAP", bootstrap),
+            ("UNDERTONE__KAFKA__PARTITIONS", "2"),
+            ("UNDERTONE__CONTEXT__ONLY_MACHINE", "true"),
+        ]
+    };
     bootstrap.into_iter().flat_map(of).collect()
 }
 

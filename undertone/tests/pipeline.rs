@@ -21,6 +21,7 @@ fn configured(server: &Server) -> Config {
     if let Some(bootstrap) = server.apache() {
         config.kafka.bootstrap = bootstrap.to_owned();
         config.context.only_machine = true;
+        config.kafka.partitions = tests::APACHE_PARTITIONS;
     }
     config
 }

@@ -13,6 +13,10 @@ use super::client::{self, ANSWER_WITHIN, LOOK_EVERY, Logged, blocking, with_prop
 use super::error::{classify, classify_code};
 use super::{Kafka, LogError};
 
+/// How long topics that were created may take until they answer: an Apache Kafka on a busy machine makes tens of
+/// partitions in as many seconds.
+const LED_WITHIN: Duration = Duration::from_secs(60);
+
 /// A topic that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicSpec {
@@ -198,7 +202,7 @@ fn await_leaders(consumer: &BaseConsumer<Logged>, topics: Vec<String>) -> Result
         match is_led(consumer, &topics) {
             Ok(true) => break,
             Err(error) if !classify(&error).is_transient() => return Err(error),
-            Ok(false) | Err(_) if begun.elapsed() < ANSWER_WITHIN => std::thread::sleep(LOOK_EVERY),
+            Ok(false) | Err(_) if begun.elapsed() < LED_WITHIN => std::thread::sleep(LOOK_EVERY),
             Ok(false) => return Err(KafkaError::MetadataFetch(Code::LeaderNotAvailable)),
             Err(error) => return Err(error),
         }

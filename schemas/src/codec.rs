@@ -1,14 +1,16 @@
 //! Values as bytes: the Confluent wire format (0x00, schema id in four bytes, Avro body).
 //!
-//! Values are written and read by serde along the schema, without a tree of values in between. A record that an older
+//! Values are written and read by serde along the schema, without a tree of values in between; reading is apache-avro's
+//! part, writing is `codec/write.rs`. A record that an older
 //! or newer release wrote is read along *its* schema: fields that we do not know are skipped, fields that it lacks take
 //! their default. That is enough because every change of a schema is FULL_TRANSITIVE (`tests/compatibility.rs`).
+
+mod write;
 
 use std::collections::HashMap;
 
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
-use apache_avro::writer::datum::GenericDatumWriter;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -16,6 +18,7 @@ use crate::registry::{Kind, REGISTERED, latest};
 use crate::slice::{EmotionSlice, EncodeSlice, Sequence};
 use crate::topic::REJECT_BYTES_MAX;
 use crate::{Delivery, Feedback, Reject, Reply, Turn};
+use write::Plan;
 
 const MAGIC: u8 = 0;
 const HEADER_BYTES: usize = 5;
@@ -76,7 +79,7 @@ pub enum DecodeError {
 
 /// Writes and reads values by the schema ids of one registry.
 pub struct Codec {
-    writers: HashMap<Kind, (u32, GenericDatumWriter<'static>)>,
+    writers: HashMap<Kind, (u32, Plan)>,
     readers: HashMap<u32, (Kind, GenericDatumReader<'static>)>,
 }
 
@@ -101,9 +104,8 @@ impl Codec {
         }
         for kind in Kind::ALL {
             let newest = latest(kind);
-            let writer = GenericDatumWriter::builder(parsed(newest.text)).human_readable(true).build();
-            let writer = writer.expect("committed schemas have no open references: a test reads them all");
-            codec.writers.insert(kind, (newest.id, writer));
+            let plan = Plan::of(parsed(newest.text)).expect("committed schemas have a plan: a test writes them all");
+            codec.writers.insert(kind, (newest.id, plan));
         }
         codec
     }
@@ -113,11 +115,10 @@ impl Codec {
     /// # Errors
     /// The value does not fit its schema: a fault of the program. `out` may then hold a part of it.
     pub fn encode_into<T: Payload>(&self, value: &T, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        let (id, writer) = &self.writers[&T::KIND];
+        let (id, plan) = &self.writers[&T::KIND];
         out.push(MAGIC);
         out.extend_from_slice(&id.to_be_bytes());
-        writer.write_ser(out, value).map_err(|e| EncodeError { kind: T::KIND, problem: brief(&e) })?;
-        Ok(())
+        plan.write(value, out).map_err(|e| EncodeError { kind: T::KIND, problem: e.to_string() })
     }
 
     /// The value as bytes.

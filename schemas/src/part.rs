@@ -79,16 +79,37 @@ pub struct Embedding {
 impl Embedding {
     /// Quantises a vector symmetrically: scale = max|x| / 127, rounded half away from zero. A zero vector has scale 0.
     pub fn quantise(vector: &[f32]) -> Embedding {
-        let largest = vector.iter().fold(0f32, |m, x| m.max(x.abs()));
-        let scale = largest / 127.0;
-        let step = |x: &f32| if scale > 0.0 { (x / scale).round().clamp(-127.0, 127.0) as i8 as u8 } else { 0 };
-        Embedding { values: vector.iter().map(step).collect(), scale, dimension: vector.len() as i32 }
+        let scale = largest(vector) / 127.0;
+        let values =
+            if scale > 0.0 { vector.iter().map(|x| step(x / scale) as u8).collect() } else { vec![0; vector.len()] };
+        Embedding { values, scale, dimension: vector.len() as i32 }
     }
 
     /// The components, in order.
     pub fn components(&self) -> impl ExactSizeIterator<Item = f32> + '_ {
         self.values.iter().map(|byte| f32::from(*byte as i8) * self.scale)
     }
+}
+
+/// The largest magnitude, found in lanes: that of a float does not depend on the order.
+fn largest(vector: &[f32]) -> f32 {
+    const LANES: usize = 8;
+    let mut lanes = [0f32; LANES];
+    let (chunks, rest) = vector.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (largest, x) in lanes.iter_mut().zip(chunk) {
+            *largest = if x.abs() > *largest { x.abs() } else { *largest };
+        }
+    }
+    rest.iter().chain(&lanes).fold(0f32, |largest, x| largest.max(x.abs()))
+}
+
+/// Rounds half away from zero to a step, without a call: what is nearest to a half below it, added before the fraction is
+/// cut off, carries exactly the halves and what is above them.
+#[inline]
+fn step(x: f32) -> i8 {
+    const BELOW_HALF: f32 = 0.5 - f32::EPSILON / 4.0;
+    (x.clamp(-127.0, 127.0) + BELOW_HALF.copysign(x)) as i8
 }
 
 /// Declares a record of one `f32` a label: named fields on the wire, an array in the models' order in Rust.
@@ -195,6 +216,17 @@ mod tests {
             assert!((x - y).abs() <= embedding.scale * 0.5001, "{x} became {y}");
         }
         assert_eq!(Embedding::quantise(&[0.0; 4]).components().collect::<Vec<_>>(), [0.0; 4]);
+    }
+
+    #[test]
+    fn steps_are_rounded_half_away_from_zero() {
+        let near = |x: f32| [x.next_down(), x, x.next_up()];
+        for half in (-256..=256).map(|i| i as f32 / 2.0) {
+            for x in near(half).into_iter().chain(near(half + 0.25)) {
+                assert_eq!(step(x), x.round().clamp(-127.0, 127.0) as i8, "{x:?}");
+            }
+        }
+        assert_eq!([f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(step), [0, 127, -127]);
     }
 
     #[test]

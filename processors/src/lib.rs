@@ -18,6 +18,7 @@ pub mod status;
 mod meters;
 pub mod model;
 pub mod language;
+mod wide;
 pub mod eval;
 
 use std::path::PathBuf;

@@ -13,6 +13,7 @@ pub mod expression;
 pub mod ngram;
 pub mod runtime;
 pub mod tensors;
+pub mod wordpiece;
 
 use std::path::Path;
 use std::sync::Arc;

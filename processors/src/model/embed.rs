@@ -4,12 +4,12 @@
 //! the mean of their rows, with length one. A text without a known token gets the zero vector (`models/static`).
 
 use schemas::{Embedding, Provenance, Tier};
-use tokenizers::Tokenizer;
 
 use super::card::Family;
-use super::encoder::read_tokenizer;
 use super::tensors::Tensors;
+use super::wordpiece::WordPiece;
 use crate::stage::Failure;
+use crate::wide::wide;
 
 /// Components of an embedding.
 pub const DIMENSION: usize = 256;
@@ -18,13 +18,11 @@ pub const TOKENS_MAX: usize = 512;
 
 const TABLE: &str = "static.safetensors";
 const TOKENIZER: &str = "tokenizer.json";
-const UNKNOWN: &str = "[UNK]";
 
 /// One vector a token.
 #[derive(Debug)]
 pub struct WordVectors {
-    tokenizer: Tokenizer,
-    unknown: Option<u32>,
+    tokenizer: WordPiece,
     /// [`DIMENSION`] steps a token.
     steps: Vec<i8>,
     /// Value of one step, a token.
@@ -39,16 +37,15 @@ impl WordVectors {
     /// # Errors
     /// [`Failure::Model`].
     pub fn open(family: &Family) -> Result<WordVectors, Failure> {
-        let tokenizer = read_tokenizer(family, TOKENIZER, None)?;
+        let tokenizer = WordPiece::open(family, TOKENIZER)?;
         let bytes = family.read(TABLE)?;
         let tensors = Tensors::open(family, TABLE, &bytes)?;
         let rows = tensors.rows("embeddings")?;
-        let words = tokenizer.get_vocab_size(true);
+        let words = tokenizer.ids();
         if words > rows {
             return Err(family.failure(TABLE, format!("has {rows} rows, its tokenizer knows {words} tokens")));
         }
         Ok(WordVectors {
-            unknown: tokenizer.token_to_id(UNKNOWN),
             tokenizer,
             steps: tensors.bytes("embeddings", &[rows, DIMENSION])?,
             scales: tensors.floats("scale", &[rows])?,
@@ -63,38 +60,48 @@ impl WordVectors {
     }
 
     /// The embedding of a text before it is quantised: length one, or zero.
-    ///
-    /// # Errors
-    /// [`Failure::Run`]: the tokenizer gave up, which its files rule out for any text.
-    pub fn vector(&self, text: &str) -> Result<[f32; DIMENSION], Failure> {
-        let encoding = self.tokenizer.encode_fast(text, false);
-        let failure = |problem: String| Failure::Run { stage: "encode", problem };
-        let encoding = encoding.map_err(|e| failure(e.to_string()))?;
-        let known = encoding.get_ids().iter().take(TOKENS_MAX).filter(|id| Some(**id) != self.unknown);
+    pub fn vector(&self, text: &str) -> [f32; DIMENSION] {
+        let tokens = self.tokenizer.tokens(text, TOKENS_MAX);
+        mean(&self.steps, &self.scales, &tokens, self.tokenizer.unknown())
+    }
+
+    /// The embedding of a text, as it travels.
+    pub fn embed(&self, text: &str) -> Embedding {
+        Embedding::quantise(&self.vector(text))
+    }
+}
+
+wide! {
+    /// The mean of the tokens' rows, the unknown one left out, with length one.
+    fn mean(steps: &[i8], scales: &[f32], tokens: &[u32], unknown: u32) -> [f32; DIMENSION] {
         let (mut mean, mut count) = ([0f32; DIMENSION], 0u16);
-        for token in known {
+        for token in tokens {
+            if *token == unknown {
+                continue;
+            }
             let row = *token as usize;
-            let scale = *self.scales.get(row).ok_or_else(|| failure(format!("token {row} has no vector")))?;
-            let start = row * DIMENSION;
-            for (sum, step) in mean.iter_mut().zip(&self.steps[start..start + DIMENSION]) {
-                *sum += f32::from(*step) * scale;
+            let (scale, steps) = (scales[row], &steps[row * DIMENSION..(row + 1) * DIMENSION]);
+            let mut d = 0;
+            while d < DIMENSION {
+                mean[d] += f32::from(steps[d]) * scale;
+                d += 1;
             }
             count += 1;
         }
         // In the order of the training code, so that roundings, and with them the quantised steps, agree with it.
-        mean.iter_mut().for_each(|x| *x /= f32::from(count.max(1)));
-        let length = mean.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt() as f32;
-        if length > 0.0 {
-            mean.iter_mut().for_each(|x| *x /= length);
+        let (count, mut square) = (f32::from(count.max(1)), 0f64);
+        for x in &mut mean {
+            *x /= count;
         }
-        Ok(mean)
-    }
-
-    /// The embedding of a text, as it travels.
-    ///
-    /// # Errors
-    /// As [`WordVectors::vector`].
-    pub fn embed(&self, text: &str) -> Result<Embedding, Failure> {
-        Ok(Embedding::quantise(&self.vector(text)?))
+        for x in &mean {
+            square += f64::from(*x) * f64::from(*x);
+        }
+        let length = square.sqrt() as f32;
+        if length > 0.0 {
+            for x in &mut mean {
+                *x /= length;
+            }
+        }
+        mean
     }
 }

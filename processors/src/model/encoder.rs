@@ -9,11 +9,11 @@ use std::thread;
 use ort::session::Session;
 use ort::value::TensorRef;
 use schemas::{Embedding, Provenance, Tier};
-use tokenizers::{Tokenizer, TruncationParams};
 
 use super::card::Family;
 use super::cores::{Cores, joined};
 use super::runtime::{Runtime, Sessions};
+use super::wordpiece::WordPiece;
 use crate::stage::Failure;
 
 /// Components of an embedding.
@@ -32,7 +32,7 @@ const TOKENISE_GRAIN: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zer
 /// The encoder.
 #[derive(Debug)]
 pub struct Encoder {
-    tokenizer: Tokenizer,
+    tokenizer: WordPiece,
     sessions: Sessions,
     model: String,
     version: String,
@@ -45,7 +45,7 @@ impl Encoder {
     /// [`Failure::Model`].
     pub fn open(family: &Family, runtime: Runtime, sessions: usize) -> Result<Encoder, Failure> {
         let (tokenizer, sessions) = thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| read_tokenizer(family, TOKENIZER, Some(TOKENS_MAX)));
+            let tokenizer = scope.spawn(|| WordPiece::open(family, TOKENIZER));
             let sessions = Sessions::open(runtime, family, GRAPH, sessions);
             (joined(tokenizer.join()), sessions)
         });
@@ -59,12 +59,8 @@ impl Encoder {
     }
 
     /// The first [`TOKENS_MAX`] token ids of a text, the special ones included.
-    ///
-    /// # Errors
-    /// [`Failure::Run`]: the tokenizer gave up, which its files rule out for any text.
-    pub fn tokens(&self, text: &str) -> Result<Vec<i64>, Failure> {
-        let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| failure(&e))?;
-        Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
+    pub fn tokens(&self, text: &str) -> Vec<i64> {
+        self.tokenizer.tokens_between_ends(text, TOKENS_MAX).into_iter().map(i64::from).collect()
     }
 
     /// Embeddings of texts, in their order: a lone text at once, many in batches of equal length spread over the cores.
@@ -72,8 +68,7 @@ impl Encoder {
     /// # Errors
     /// [`Failure::Run`]: the runtime failed, or returned something that is not an embedding.
     pub fn embed(&self, texts: &[&str], cores: &Cores) -> Result<Vec<Embedding>, Failure> {
-        let tokens: Vec<Vec<i64>> =
-            cores.map(texts, TOKENISE_GRAIN, |text| self.tokens(text)).into_iter().collect::<Result<_, _>>()?;
+        let tokens = cores.map(texts, TOKENISE_GRAIN, |text| self.tokens(text));
         let batches = batches(&tokens);
         let results =
             cores.map(&batches, NonZeroUsize::MIN, |batch| self.sessions.with(|session| run(session, &tokens, batch)));
@@ -85,18 +80,6 @@ impl Encoder {
         }
         Ok(embeddings.into_iter().map(|e| e.expect("every text is in one batch")).collect())
     }
-}
-
-/// A tokenizer without padding, cut at `tokens_max` tokens where that is given.
-pub(crate) fn read_tokenizer(
-    family: &Family,
-    file: &'static str,
-    tokens_max: Option<usize>,
-) -> Result<Tokenizer, Failure> {
-    let mut tokenizer = Tokenizer::from_bytes(family.read(file)?).map_err(|e| family.failure(file, e))?;
-    let truncation = tokens_max.map(|max_length| TruncationParams { max_length, ..TruncationParams::default() });
-    tokenizer.with_padding(None).with_truncation(truncation).map_err(|e| family.failure(file, e))?;
-    Ok(tokenizer)
 }
 
 /// Indices of texts in groups of equal length, at most [`BATCH_TEXTS_MAX`] each; the longest first, so that no core

@@ -10,6 +10,7 @@ use super::ngram::{BUCKETS, Normalised};
 use super::tensors::Tensors;
 use super::{embed, encoder};
 use crate::stage::Failure;
+use crate::wide::wide;
 
 /// Emotions that the model knows.
 pub const LABELS: usize = GoEmotions::LABELS.len();
@@ -19,12 +20,15 @@ pub const EKMAN: usize = Ekman::LABELS.len();
 const NGRAM: &str = "ngram.safetensors";
 const HEAD: &str = "head.safetensors";
 
+/// Counts whose logarithm is at hand.
+const COUNTED: usize = 64;
+
 /// The emotion model.
 #[derive(Debug)]
 pub struct Expression {
-    idf: Vec<f32>,
-    /// [`LABELS`] steps a bucket.
-    weight: Vec<i8>,
+    table: Table,
+    /// 1 + ln(count), by count.
+    frequency: [f32; COUNTED],
     weight_scale: [f32; LABELS],
     bias: [f32; LABELS],
     full: Head,
@@ -36,9 +40,8 @@ pub struct Expression {
 /// What a tier adds to the n-gram model, and where its labels begin.
 #[derive(Debug)]
 pub struct Head {
-    dimension: usize,
-    /// `dimension` weights a label.
-    weight: Vec<f32>,
+    /// For each component of the embedding, the weights of all labels: a label is a lane.
+    weight: Vec<[f32; LABELS]>,
     bias: [f32; LABELS],
     /// Weight of the n-gram logit, of the head's logit, and a bias, a label.
     fusion: Vec<f32>,
@@ -59,8 +62,8 @@ impl Expression {
         let heads = family.read(HEAD)?;
         let heads = Tensors::open(family, HEAD, &heads)?;
         Ok(Expression {
-            idf: ngram.floats("idf", &[BUCKETS])?,
-            weight: ngram.bytes("weight", &[BUCKETS, LABELS])?,
+            table: Table::new(&ngram.floats("idf", &[BUCKETS])?, &ngram.bytes("weight", &[BUCKETS, LABELS])?),
+            frequency: std::array::from_fn(|count| frequency(count as u32)),
             weight_scale: ngram.labels("weight_scale")?,
             bias: ngram.labels("bias")?,
             full: Head::open(&heads, Tier::Full, encoder::DIMENSION)?,
@@ -85,20 +88,17 @@ impl Expression {
 
     /// What the n-grams alone say, in log-odds a label.
     pub fn ngram_logits(&self, text: &Normalised) -> [f32; LABELS] {
-        let mut sum = [0f32; LABELS];
-        let mut square = 0f32;
-        for (bucket, count) in text.buckets() {
-            let idf = self.idf[bucket as usize];
-            if idf == 0.0 {
-                continue;
-            }
-            let x = (1.0 + (count as f32).ln()) * idf;
-            square += x * x;
-            let start = bucket as usize * LABELS;
-            for (sum, step) in sum.iter_mut().zip(&self.weight[start..start + LABELS]) {
-                *sum += x * f32::from(*step);
-            }
-        }
+        let buckets = text.buckets_where(|bucket| self.table.knows(bucket));
+        let counted = buckets.chunk_by(|a, b| a == b).map(|same| (self.table.row(same[0]), same.len()));
+        let counted: Vec<(usize, usize)> = counted.collect();
+        // Rows are far apart: reading the first number of each, one right after the other, brings them near before they
+        // are summed up.
+        let weight = |(row, count): (usize, usize)| {
+            let frequency = self.frequency.get(count).copied().unwrap_or_else(|| frequency(count as u32));
+            (row, frequency * self.table.rows[row].idf)
+        };
+        let weighed: Vec<(usize, f32)> = counted.into_iter().map(weight).collect();
+        let (sum, square) = weigh(&self.table.rows, &weighed);
         let scale = if square > 0.0 { 1.0 / square.sqrt() } else { 0.0 };
         std::array::from_fn(|label| self.bias[label] + sum[label] * scale * self.weight_scale[label])
     }
@@ -107,7 +107,7 @@ impl Expression {
     /// does not have the tier's dimension.
     pub fn probabilities(&self, tier: Tier, ngram: &[f32; LABELS], embedding: &Embedding) -> Option<GoEmotions> {
         let head = self.head(tier);
-        (embedding.values.len() == head.dimension).then(|| {
+        (embedding.values.len() == head.weight.len()).then(|| {
             let logits = head.logits(embedding);
             GoEmotions::from_array(std::array::from_fn(|label| {
                 let fusion = &head.fusion[label * 3..label * 3 + 3];
@@ -117,12 +117,101 @@ impl Expression {
     }
 }
 
+/// What the n-grams weigh: only the buckets that training saw often enough, each in half a cache line.
+#[derive(Debug)]
+struct Table {
+    /// A bit a bucket: whether it has a row.
+    known: Vec<u64>,
+    /// Rows before each word of `known`.
+    before: Vec<u32>,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(32))]
+struct Row {
+    idf: f32,
+    /// Steps of all labels.
+    weight: [i8; LABELS],
+}
+
+impl Table {
+    fn new(idf: &[f32], weight: &[i8]) -> Table {
+        let count = idf.iter().filter(|idf| **idf != 0.0).count();
+        let mut table = Table {
+            known: Vec::with_capacity(BUCKETS / 64),
+            before: Vec::with_capacity(BUCKETS / 64),
+            rows: Vec::with_capacity(count),
+        };
+        for (idf, weight) in idf.chunks(64).zip(weight.chunks(64 * LABELS)) {
+            table.before.push(table.rows.len() as u32);
+            let mut known = 0;
+            for (bit, (idf, weight)) in idf.iter().zip(weight.chunks_exact(LABELS)).enumerate() {
+                if *idf != 0.0 {
+                    known |= 1 << bit;
+                    let weight = weight.try_into().expect("a chunk has a weight a label");
+                    table.rows.push(Row { idf: *idf, weight });
+                }
+            }
+            table.known.push(known);
+        }
+        table
+    }
+
+    fn knows(&self, bucket: u32) -> bool {
+        self.known[bucket as usize / 64] >> (bucket % 64) & 1 == 1
+    }
+
+    /// The place of the row of a bucket that has one.
+    fn row(&self, bucket: u32) -> usize {
+        let word = bucket as usize / 64;
+        let lower = self.known[word] & ((1 << (bucket % 64)) - 1);
+        (self.before[word] + lower.count_ones()) as usize
+    }
+}
+
+fn frequency(count: u32) -> f32 {
+    1.0 + (count as f32).ln()
+}
+
+wide! {
+    /// The sum of rows by their weight, a label, and the square of the weights' length.
+    fn weigh(rows: &[Row], weighed: &[(usize, f32)]) -> ([f32; LABELS], f32) {
+        let (mut sum, mut square) = ([0f32; LABELS], 0f32);
+        for (row, x) in weighed {
+            let steps = &rows[*row].weight;
+            square += x * x;
+            let mut label = 0;
+            while label < LABELS {
+                sum[label] += x * f32::from(steps[label]);
+                label += 1;
+            }
+        }
+        (sum, square)
+    }
+
+    /// For each label the sum of its weights times the components.
+    fn dots(weight: &[[f32; LABELS]], steps: &[u8], scale: f32) -> [f32; LABELS] {
+        // A sum of floats begins with -0.0, which leaves every first summand as it is.
+        let mut sum = [-0.0f32; LABELS];
+        for (weight, step) in weight.iter().zip(steps) {
+            let x = f32::from(*step as i8) * scale;
+            let mut label = 0;
+            while label < LABELS {
+                sum[label] += weight[label] * x;
+                label += 1;
+            }
+        }
+        sum
+    }
+}
+
 impl Head {
     fn open(tensors: &Tensors<'_>, tier: Tier, dimension: usize) -> Result<Head, Failure> {
         let name = |tensor: &str| format!("{}.{tensor}", tier.name());
+        let weight = tensors.floats(&name("weight"), &[LABELS, dimension])?;
         Ok(Head {
-            dimension,
-            weight: tensors.floats(&name("weight"), &[LABELS, dimension])?,
+            weight: (0..dimension).map(|d| std::array::from_fn(|label| weight[label * dimension + d])).collect(),
             bias: tensors.labels(&name("bias"))?,
             fusion: tensors.floats(&name("fusion"), &[LABELS, 3])?,
             threshold: tensors.labels(&name("threshold"))?,
@@ -131,11 +220,8 @@ impl Head {
     }
 
     fn logits(&self, embedding: &Embedding) -> [f32; LABELS] {
-        let x: Vec<f32> = embedding.components().collect();
-        let dot = |weights: &[f32]| -> f32 { weights.iter().zip(&x).map(|(w, x)| w * x).sum() };
-        std::array::from_fn(|label| {
-            self.bias[label] + dot(&self.weight[label * self.dimension..(label + 1) * self.dimension])
-        })
+        let dots = dots(&self.weight, &embedding.values, embedding.scale);
+        std::array::from_fn(|label| self.bias[label] + dots[label])
     }
 }
 

@@ -21,8 +21,24 @@ enum Kind {
     Word,
 }
 
+#[inline]
 fn kind(c: char) -> Kind {
-    match u32::from(c) {
+    if c.is_ascii() { ASCII[c as usize] } else { kind_of(c) }
+}
+
+/// The kinds of ASCII characters, which most texts are made of.
+static ASCII: [Kind; 128] = {
+    let mut kinds = [Kind::Drop; 128];
+    let mut c = 0;
+    while c < 128 {
+        kinds[c] = kind_of(c as u8 as char);
+        c += 1;
+    }
+    kinds
+};
+
+const fn kind_of(c: char) -> Kind {
+    match c as u32 {
         0x09..=0x0D | 0x20 | 0x85 | 0xA0 | 0x1680 | 0x2000..=0x200A | 0x2028 | 0x2029 | 0x202F | 0x205F | 0x3000 => {
             Kind::Space
         }
@@ -59,7 +75,7 @@ pub fn is_blank(text: &str) -> bool {
 /// A text as the features see it: chunks between spaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Normalised {
-    /// All chunks, one after the other.
+    /// All chunks, one space before each and one at the end.
     characters: Vec<char>,
     /// Where each chunk ends.
     ends: Vec<usize>,
@@ -68,27 +84,18 @@ pub struct Normalised {
 impl Normalised {
     /// Normalises a text: lower case, apostrophes made alike, invisible characters dropped, long runs cut.
     pub fn of(text: &str) -> Normalised {
-        let mut out = Normalised { characters: Vec::with_capacity(text.len().min(CHARACTERS_MAX)), ends: Vec::new() };
-        let (mut run, mut repeated, mut count) = (None, 0, 0);
-        for c in text.chars().flat_map(char::to_lowercase) {
-            let c = if matches!(c, '\u{2018}' | '\u{2019}' | '\u{02BC}' | '\u{FF07}') { '\'' } else { c };
-            match kind(c) {
-                Kind::Drop => continue,
-                Kind::Space => {
-                    out.end_chunk();
-                    run = None;
-                }
-                Kind::Symbol | Kind::Word => {
-                    repeated = if run == Some(c) { repeated + 1 } else { 1 };
-                    if repeated > RUN_MAX {
-                        continue;
-                    }
-                    run = Some(c);
-                    out.characters.push(c);
-                }
+        let mut out =
+            Normalised { characters: Vec::with_capacity(text.len().min(CHARACTERS_MAX) + 2), ends: Vec::new() };
+        out.ends.reserve(text.len() / 4);
+        out.characters.push(' ');
+        let mut reading = Reading { run: ' ', repeated: 0, count: 0 };
+        for c in text.chars() {
+            if c.is_ascii() {
+                out.take(c.to_ascii_lowercase(), &mut reading);
+            } else {
+                c.to_lowercase().for_each(|c| out.take(c, &mut reading));
             }
-            count += 1;
-            if count == CHARACTERS_MAX {
+            if reading.count >= CHARACTERS_MAX {
                 break;
             }
         }
@@ -96,40 +103,104 @@ impl Normalised {
         out
     }
 
+    fn take(&mut self, c: char, reading: &mut Reading) {
+        if reading.count >= CHARACTERS_MAX {
+            return;
+        }
+        let c = if matches!(c, '\u{2018}' | '\u{2019}' | '\u{02BC}' | '\u{FF07}') { '\'' } else { c };
+        match kind(c) {
+            Kind::Drop => return,
+            Kind::Space => {
+                self.end_chunk();
+                reading.run = ' ';
+            }
+            Kind::Symbol | Kind::Word => {
+                reading.repeated = if reading.run == c { reading.repeated + 1 } else { 1 };
+                if reading.repeated > RUN_MAX {
+                    return;
+                }
+                reading.run = c;
+                self.characters.push(c);
+            }
+        }
+        reading.count += 1;
+    }
+
     /// Whether nothing is left of the text.
     pub fn is_empty(&self) -> bool {
-        self.characters.is_empty()
+        self.ends.is_empty()
     }
 
     fn end_chunk(&mut self) {
-        if self.characters.len() > self.ends.last().copied().unwrap_or(0) {
+        if self.characters.last() != Some(&' ') {
             self.ends.push(self.characters.len());
+            self.characters.push(' ');
         }
     }
 
-    fn chunks(&self) -> impl Iterator<Item = &[char]> {
+    /// The chunks, each with the space before and the one after it.
+    fn padded(&self) -> impl Iterator<Item = &[char]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| &self.characters[start..*end])
+        starts.zip(&self.ends).map(|(start, end)| &self.characters[start..=*end])
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = &[char]> {
+        self.padded().map(|padded| &padded[1..padded.len() - 1])
     }
 
     /// The buckets of all features, in rising order, each with how often it was met.
     pub fn buckets(&self) -> Vec<(u32, u32)> {
-        let mut met = Vec::with_capacity(self.characters.len() * 6);
-        let mut before: Option<&[char]> = None;
+        let met = self.buckets_where(|_| true);
+        met.chunk_by(|a, b| a == b).map(|same| (same[0], same.len() as u32)).collect()
+    }
+
+    /// The buckets that are `wanted`, in rising order, each as often as it was met.
+    pub fn buckets_where(&self, wanted: impl Fn(u32) -> bool) -> Vec<u32> {
+        let mut met = Met { buckets: vec![0; self.characters.len() * FEATURES_MAX], count: 0, wanted };
+        let mut before: Option<Hash> = None;
         for chunk in self.chunks() {
             tokens(chunk, |token| {
-                met.push(bucket(Hash::new('w').and_all(token)));
+                let word = Hash::new('w').and_all(token);
+                met.take(word);
                 if let Some(before) = before {
-                    met.push(bucket(Hash::new('w').and_all(before).and(' ').and_all(token)));
+                    met.take(before.and(' ').and_all(token));
                 }
-                before = Some(token);
+                before = Some(word);
             });
         }
-        for chunk in self.chunks() {
-            grams(chunk, &mut met);
+        for padded in self.padded() {
+            grams(padded, |gram| met.take(gram));
         }
-        met.sort_unstable();
-        met.chunk_by(|a, b| a == b).map(|same| (same[0], same.len() as u32)).collect()
+        let Met { mut buckets, count, .. } = met;
+        buckets.truncate(count);
+        buckets.sort_unstable();
+        buckets
+    }
+}
+
+/// Where the reading of a text stands.
+struct Reading {
+    run: char,
+    repeated: usize,
+    count: usize,
+}
+
+/// Features that a character, or the space after a chunk, can begin at most: grams of each length, a word and a pair.
+const FEATURES_MAX: usize = GRAM_MAX - GRAM_MIN + 3;
+
+/// Buckets that were met and are wanted. All of them are written, and the count moves past the wanted ones: which ones
+/// are is not to be foreseen, and a wrong guess of the processor costs more than a write.
+struct Met<W> {
+    buckets: Vec<u32>,
+    count: usize,
+    wanted: W,
+}
+
+impl<W: Fn(u32) -> bool> Met<W> {
+    fn take(&mut self, hash: Hash) {
+        let bucket = bucket(hash);
+        self.buckets[self.count] = bucket;
+        self.count += usize::from((self.wanted)(bucket));
     }
 }
 
@@ -157,16 +228,14 @@ fn without_apostrophes(mut word: &[char]) -> &[char] {
     word
 }
 
-/// All substrings of [`GRAM_MIN`] to [`GRAM_MAX`] characters of the chunk with a space before and after it.
-fn grams(chunk: &[char], met: &mut Vec<u32>) {
-    let padded = chunk.len() + 2;
-    let at = |i: usize| if i == 0 || i == padded - 1 { ' ' } else { chunk[i - 1] };
-    for start in 0..padded {
+/// All substrings of [`GRAM_MIN`] to [`GRAM_MAX`] characters of a chunk with a space before and after it.
+fn grams(padded: &[char], mut found: impl FnMut(Hash)) {
+    for start in 0..padded.len() {
         let mut hash = Hash::new('c');
-        for (length, i) in (1..=GRAM_MAX).zip(start..padded) {
-            hash = hash.and(at(i));
+        for (length, c) in (1..=GRAM_MAX).zip(&padded[start..]) {
+            hash = hash.and(*c);
             if length >= GRAM_MIN {
-                met.push(bucket(hash));
+                found(hash);
             }
         }
     }
@@ -177,14 +246,21 @@ fn grams(chunk: &[char], met: &mut Vec<u32>) {
 struct Hash(u64);
 
 impl Hash {
-    fn new(prefix: char) -> Hash {
-        Hash(0xCBF2_9CE4_8422_2325).and(prefix)
+    const fn new(prefix: char) -> Hash {
+        Hash((0xCBF2_9CE4_8422_2325 ^ prefix as u64).wrapping_mul(0x0100_0000_01B3))
     }
 
+    #[inline]
     fn and(self, c: char) -> Hash {
-        let mut utf8 = [0; 4];
-        let bytes = c.encode_utf8(&mut utf8).bytes();
-        Hash(bytes.fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)))
+        if c.is_ascii() { self.and_byte(c as u8) } else { self.and_wide(c) }
+    }
+
+    fn and_wide(self, c: char) -> Hash {
+        c.encode_utf8(&mut [0; 4]).bytes().fold(self, Hash::and_byte)
+    }
+
+    fn and_byte(self, byte: u8) -> Hash {
+        Hash((self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
     }
 
     fn and_all(self, characters: &[char]) -> Hash {
@@ -229,7 +305,7 @@ mod tests {
     #[test]
     fn work_is_bounded_for_any_text() {
         let text: String = (0..200_000).map(|i| char::from_u32(0x4E00 + i % 20_000).unwrap()).collect();
-        assert_eq!(Normalised::of(&text).characters.len(), CHARACTERS_MAX);
+        assert_eq!(Normalised::of(&text).chunks().map(<[char]>::len).sum::<usize>(), CHARACTERS_MAX);
         assert!(Normalised::of(&" ".repeat(100_000)).is_empty());
     }
 }

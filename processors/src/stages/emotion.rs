@@ -38,7 +38,7 @@ const NEUTRAL: usize = LABELS - 1;
 /// Positive emotions, as the authors of GoEmotions group them by sentiment (Demszky et al. 2020, figure 2; file
 /// `sentiment_mapping.json` of their release). Confusion, curiosity, realization and surprise are ambiguous: they count
 /// for neither side.
-const POSITIVE: [&str; 12] = [
+const POSITIVE: [bool; LABELS] = members([
     "admiration",
     "amusement",
     "approval",
@@ -51,9 +51,9 @@ const POSITIVE: [&str; 12] = [
     "optimism",
     "pride",
     "relief",
-];
+]);
 /// Negative emotions; see [`POSITIVE`].
-const NEGATIVE: [&str; 11] = [
+const NEGATIVE: [bool; LABELS] = members([
     "anger",
     "annoyance",
     "disappointment",
@@ -65,7 +65,35 @@ const NEGATIVE: [&str; 11] = [
     "nervousness",
     "remorse",
     "sadness",
-];
+]);
+
+/// Which labels are among these; none may be misspelt.
+const fn members<const N: usize>(names: [&str; N]) -> [bool; LABELS] {
+    let (mut found, mut count, mut label) = ([false; LABELS], 0, 0);
+    while label < LABELS {
+        let mut name = 0;
+        while name < N {
+            if is_same(names[name].as_bytes(), GoEmotions::LABELS[label].as_bytes()) {
+                found[label] = true;
+                count += 1;
+            }
+            name += 1;
+        }
+        label += 1;
+    }
+    assert!(count == N, "every name is a label");
+    found
+}
+
+const fn is_same(mut a: &[u8], mut b: &[u8]) -> bool {
+    while let ([x, more_a @ ..], [y, more_b @ ..]) = (a, b) {
+        if *x != *y {
+            return false;
+        }
+        (a, b) = (more_a, more_b);
+    }
+    a.is_empty() && b.is_empty()
+}
 
 /// The stage.
 #[derive(Debug)]
@@ -161,18 +189,23 @@ fn labels(probabilities: &GoEmotions, threshold: &[f32; LABELS]) -> Vec<String> 
 /// one, each 1 − Π(1 − p) over the group that GoEmotions' authors give. Neutral and ambiguous emotions pull towards 0 by
 /// taking part in neither.
 pub fn valence(probabilities: &GoEmotions) -> f32 {
-    any(probabilities, |label| POSITIVE.contains(&label)) - any(probabilities, |label| NEGATIVE.contains(&label))
+    any(probabilities, &POSITIVE) - any(probabilities, &NEGATIVE)
 }
 
 /// How emotional a text is, 0 to 1: the probability of any emotion, 1 − Π(1 − p) over the 27, times the probability that
 /// the text is not neutral, 1 − p(neutral).
 pub fn intensity(probabilities: &GoEmotions) -> f32 {
-    any(probabilities, |label| label != "neutral") * (1.0 - probabilities.neutral)
+    const EMOTIONS: [bool; LABELS] = {
+        let mut emotions = [true; LABELS];
+        emotions[NEUTRAL] = false;
+        emotions
+    };
+    any(probabilities, &EMOTIONS) * (1.0 - probabilities.neutral)
 }
 
-fn any(probabilities: &GoEmotions, member: impl Fn(&str) -> bool) -> f32 {
-    let labelled = GoEmotions::LABELS.iter().zip(probabilities.to_array());
-    1.0 - labelled.filter(|(label, _)| member(label)).map(|(_, p)| 1.0 - p).product::<f32>()
+fn any(probabilities: &GoEmotions, members: &[bool; LABELS]) -> f32 {
+    let members = probabilities.to_array().into_iter().zip(members).filter(|(_, member)| **member);
+    1.0 - members.map(|(p, _)| 1.0 - p).product::<f32>()
 }
 
 /// Folds a part into the decayed sums and returns the mood after it. A turn that is older than the latest one counts as

@@ -58,8 +58,8 @@ impl Encode {
     }
 
     fn fast_values(&self, texts: &[&str]) -> Result<Vec<Value>, Failure> {
-        let value = |text: &&str| Ok((self.models.words().embed(text)?, language::detect(text)));
-        self.models.cores().map(texts, FAST_GRAIN, value).into_iter().collect()
+        let value = |text: &&str| (self.models.words().embed(text), language::detect(text));
+        Ok(self.models.cores().map(texts, FAST_GRAIN, value))
     }
 }
 

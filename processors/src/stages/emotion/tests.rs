@@ -81,8 +81,8 @@ fn valence_and_intensity_stay_in_their_ranges() {
     assert_eq!(intensity(&GoEmotions { neutral: 1.0, joy: 1.0, ..Default::default() }), 0.0);
     assert_eq!(intensity(&GoEmotions { fear: 1.0, ..Default::default() }), 1.0);
     let ambiguous = ["confusion", "curiosity", "realization", "surprise", "neutral"];
-    for label in GoEmotions::LABELS {
-        let sides = [POSITIVE.contains(&label), NEGATIVE.contains(&label), ambiguous.contains(&label)];
+    for (index, label) in GoEmotions::LABELS.into_iter().enumerate() {
+        let sides = [POSITIVE[index], NEGATIVE[index], ambiguous.contains(&label)];
         assert_eq!(sides.iter().filter(|s| **s).count(), 1, "{label} is on one side");
     }
 }

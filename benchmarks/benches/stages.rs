@@ -8,24 +8,13 @@ use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
 
+use benchmarks::texts;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use processors::stages::{Emotions, Encode};
 use processors::{Models, Options, Stage};
 use schemas::{Tier, Turn};
 
-/// The first lines of the golden file are made to be nasty; the rest are real.
-const NASTY: usize = 100;
 const BACKLOG: usize = 256;
-
-fn texts() -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/golden/emotion.jsonl");
-    let lines = std::fs::read_to_string(path).expect("the golden file is in the repository");
-    let text = |line: &str| -> Option<String> {
-        let row: serde_json::Value = serde_json::from_str(line).ok()?;
-        Some(row["text"].as_str()?.to_owned())
-    };
-    lines.lines().skip(NASTY).filter_map(text).take(BACKLOG).collect()
-}
 
 fn turn(text: &str, tier: Tier) -> Turn {
     Turn { tier: Some(tier), ..Turn::message("bench", "bench", "", "", text, 0) }
@@ -36,7 +25,7 @@ fn stages(criterion: &mut Criterion) {
     let library = root.join(".cache/onnxruntime/libonnxruntime.so");
     let models = Models::open(&root.join("models"), &library, &Options::default());
     let models = models.unwrap_or_else(|e| panic!("{e}"));
-    let texts = texts();
+    let texts = texts::real(&root.join("models"), BACKLOG).expect("the golden file is in the repository");
     let mut group = criterion.benchmark_group("stages");
     group.throughput(Throughput::Elements(texts.len() as u64)).sample_size(10);
     for tier in [Tier::Full, Tier::Fast] {

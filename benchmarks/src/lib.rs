@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod faults;
 pub mod pipeline;
+pub mod texts;
 
 /// What a run of a benchmark came to.
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@ LIBRARY := .cache/onnxruntime/libonnxruntime.so
 PROGRAM := $(CARGO_TARGET_DIR)/release/undertone
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo build test test-kafka check bench eval models
+.PHONY: help up demo build test test-kafka check bench fuzz eval models
 
 help: ## Print this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: $(LIBRARY) ## Format, lints and documentation, as CI checks them.
 
 bench: $(LIBRARY) ## Run the micro-benchmarks.
 	$(CARGO) bench --locked -p benchmarks
+
+fuzz: ## Fuzz every parser of foreign bytes: make fuzz SECONDS_EACH=60 (needs cargo install cargo-fuzz)
+	tests/fuzz/run $(or $(SECONDS_EACH),60)
 
 eval: build ## Score the models on labelled texts: make eval DATA=dev.jsonl
 	$(PROGRAM) eval emotion --data "$(DATA)"

@@ -11,6 +11,7 @@
 #![warn(clippy::unwrap_used)]
 
 mod command;
+mod farewell;
 mod feed;
 mod firehose;
 mod guard;
@@ -82,6 +83,8 @@ pub struct Config {
     pub send_timeout: Duration,
     /// What an `EventSource` waits for before it comes back.
     pub retry: Duration,
+    /// How far apart streams are told to come back when the server goes down.
+    pub reconnect_spread: Duration,
     /// Host names beside the loopback ones that requests may name, such as a container's.
     pub hosts_allowed: Vec<String>,
 }
@@ -106,6 +109,7 @@ impl Default for Config {
             heartbeat: Duration::from_secs(15),
             send_timeout: Duration::from_secs(10),
             retry: Duration::from_secs(1),
+            reconnect_spread: Duration::from_secs(5),
             hosts_allowed: Vec::new(),
         }
     }
@@ -128,6 +132,25 @@ pub(crate) struct Shared {
     meters: Arc<Meters>,
     streams: Arc<Semaphore>,
     shutdown: CancellationToken,
+}
+
+/// Reads a frame, a query string and a resume token of a client, and forgets them: for fuzzing, which must reach what only
+/// a socket reaches.
+///
+/// # Panics
+/// A token that was read is not written as it was: a fault of ours.
+#[doc(hidden)]
+pub fn reads_command(text: &str) {
+    let _ = command::parse(text);
+    let query: Vec<(String, String)> = text
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let _ = command::opening(&query);
+    if let Ok(token) = resume::Token::decode(text) {
+        assert_eq!(resume::Token::decode(&token.encode()).as_ref(), Ok(&token), "a token comes back as it went");
+    }
 }
 
 /// Why the read side cannot start.

@@ -22,7 +22,7 @@ use crate::requests;
 use crate::sync::Ticket;
 
 /// Smallest request: key, version and correlation id.
-const REQUEST_BYTES_MIN: usize = 8;
+pub(crate) const REQUEST_BYTES_MIN: usize = 8;
 /// What every connection may read without asking for memory.
 const READ_FREE_BYTES: usize = 4 * 1024;
 /// Beyond that a request's memory doubles as its bytes arrive, in steps of at most this size.

@@ -274,6 +274,32 @@ pub enum ShutdownError {
     Storage(#[from] io::Error),
 }
 
+/// Reads the bytes of a request, from its key on, without serving it: for fuzzing.
+#[doc(hidden)]
+pub fn reads_request(request: &[u8]) -> bool {
+    requests::reads(request)
+}
+
+/// Reads the bytes of a record batch, and writes it again as compaction does: for fuzzing.
+///
+/// # Panics
+/// What was written is not read as it was: a fault of ours.
+#[doc(hidden)]
+pub fn reads_batch(bytes: &[u8]) {
+    let Some(header) = batch::Header::parse(bytes) else { return };
+    let _ = batch::checksum_holds(bytes, &header);
+    if bytes.len() < header.bytes {
+        return;
+    }
+    let whole = &bytes[..header.bytes];
+    let _ = batch::marker_of(whole, &header);
+    let Ok(records) = batch::records(whole, &header) else { return };
+    let written = batch::with_records(&header, &records);
+    let again = batch::Header::parse(&written).expect("what compaction writes has a header");
+    assert!(batch::checksum_holds(&written, &again), "and the right checksum");
+    assert_eq!(batch::records(&written, &again).expect("and is read"), records);
+}
+
 /// A running broker. Dropped, it ends as in a crash.
 pub struct Broker {
     address: SocketAddr,
@@ -350,6 +376,26 @@ impl Broker {
         let colons = self.host.contains(':');
         let port = self.address.port();
         if colons { format!("[{}]:{port}", self.host) } else { format!("{}:{port}", self.host) }
+    }
+
+    /// Serves the bytes of one request, from its key on, as if a client had sent them, for at most so long: for fuzzing,
+    /// which must reach what only a socket reaches. Whether it was answered.
+    #[doc(hidden)]
+    pub async fn serve_bytes(&self, request: Vec<u8>, within: Duration) -> bool {
+        if request.len() < connection::REQUEST_BYTES_MIN {
+            return false;
+        }
+        let Some(runtime) = &self.runtime else { return false };
+        let node = self.node.clone();
+        let serving = runtime.spawn(async move {
+            let serving = Box::pin(requests::serve(&node, request.into()));
+            tokio::time::timeout(within, serving).await.is_ok_and(|served| served.is_ok())
+        });
+        match serving.await {
+            Ok(answered) => answered,
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            Err(_) => false,
+        }
     }
 
     /// Waits until the broker cannot go on; for ever if all is well.

@@ -20,7 +20,10 @@ use std::sync::Arc;
 use bytes::{Buf as _, Bytes, BytesMut};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
-use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, BrokerId, RequestHeader, ResponseHeader, TopicName};
+use kafka_protocol::messages::{
+    ApiKey, ApiVersionsResponse, BrokerId, CreatePartitionsRequest, CreateTopicsRequest, MetadataRequest,
+    RequestHeader, ResponseHeader, TopicName,
+};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 
 use crate::connection::Answer;
@@ -162,6 +165,27 @@ pub(crate) async fn serve(node: &Arc<Node>, mut frame: Bytes) -> Result<Option<A
     call.client = header.client_id.map(|client| client.to_string()).unwrap_or_default();
     call.body = frame;
     route(node, api, call).await
+}
+
+/// Whether the bytes are a request that makes topics or asks for them; nothing is made. For fuzzing.
+pub(crate) fn reads(request: &[u8]) -> bool {
+    let mut frame = Bytes::copy_from_slice(request);
+    let Ok((key, version)) = frame.clone().try_get_i16().and_then(|key| Ok((key, frame.slice(2..).try_get_i16()?)))
+    else {
+        return false;
+    };
+    let known = APIS.iter().find(|(api, least, most)| *api as i16 == key && (*least..=*most).contains(&version));
+    let Some((api, ..)) = known else { return false };
+    if RequestHeader::decode(&mut frame, api.request_header_version(version)).is_err() {
+        return false;
+    }
+    let mut call = Call { key, version, correlation_id: 0, client: String::new(), bytes: request.len(), body: frame };
+    match api {
+        ApiKey::CreateTopics => call.decode::<CreateTopicsRequest>().is_ok(),
+        ApiKey::CreatePartitions => call.decode::<CreatePartitionsRequest>().is_ok(),
+        ApiKey::Metadata => call.decode::<MetadataRequest>().is_ok(),
+        _ => false,
+    }
 }
 
 /// Who serves what. Requests that may have to wait for the disk are served on I/O threads.

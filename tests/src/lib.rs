@@ -3,6 +3,8 @@
 
 mod server;
 
+pub mod fuzz;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

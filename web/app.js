@@ -174,7 +174,7 @@ async function follow(id) {
         showPage(page.turns.reverse());
         resume = page.resume;
       }
-      resume = await oneSocket(id, resume, mine, () => { wait = RETRY_FIRST_MS; });
+      resume = await oneSocket(id, resume, mine, (ms) => { wait = ms; });
     } catch (error) {
       console.warn(error);
     }
@@ -198,7 +198,8 @@ function oneSocket(id, resume, mine, alive) {
       if (mine !== generation) return socket.close();
       const message = JSON.parse(data);
       token = message.resume || token;
-      alive();
+      // A server that goes down says when to come back, to each client another moment.
+      alive(message.type === "reconnect" ? message.retry_ms : RETRY_FIRST_MS);
       if (message.type === "turn") {
         show(message.turn);
         say("live", "live");

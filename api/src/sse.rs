@@ -18,6 +18,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::Shared;
 use crate::command;
+use crate::farewell;
 use crate::meters::{Closed, Transport};
 use crate::problem::Problem;
 use crate::resume::Token;
@@ -112,8 +113,7 @@ impl Reader {
             let shutdown = self.shared.shutdown.clone();
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => {
-                    self.over = true;
-                    self.why = Closed::Shutdown;
+                    self.farewell();
                     continue;
                 }
                 _ = self.settle.tick(), if self.session.unsettled() => self.session.settle().await,
@@ -142,9 +142,17 @@ impl Reader {
             let message = "turns came faster than this stream was read: connect again with the last event's id";
             self.complain("slow", message);
         } else {
-            self.why = Closed::Shutdown;
-            self.over = true;
+            self.farewell();
         }
+    }
+
+    /// The server goes down: the `EventSource` is told by the stream's own field when to come back.
+    fn farewell(&mut self) {
+        let retry = farewell::retry_of(&self.shared.config);
+        let message = farewell::message(retry, self.session.token());
+        self.pending.push_back(event(message).retry(retry));
+        self.over = true;
+        self.why = Closed::Shutdown;
     }
 
     fn complain(&mut self, code: &str, message: &str) {

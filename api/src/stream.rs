@@ -1,7 +1,7 @@
 //! `/v1/stream`: turns over a WebSocket.
 //!
-//! The client sends `follow` and `unfollow`, the server `following`, `turn`, `gap`, `unfollowed` and `error`, as
-//! `/v1/asyncapi.json` describes. A client that reads more slowly than turns come is told so with its resume token and
+//! The client sends `follow` and `unfollow`, the server `following`, `turn`, `gap`, `unfollowed`, `error` and
+//! `reconnect`, as `/v1/asyncapi.json` describes. A server that goes down tells each when to come back, and closes with 1001. A client that reads more slowly than turns come is told so with its resume token and
 //! closed with 1013; one that does not answer pings is closed too.
 
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::Shared;
 use crate::command::{self, Command, Fault, Opening};
+use crate::farewell;
 use crate::meters::{Closed, Transport};
 use crate::problem::Problem;
 use crate::session::{FollowError, Message, Session};
@@ -139,7 +140,7 @@ async fn serve(
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => {
-                return Err(End(close_code::AWAY, "going down: connect again with the last token", Closed::Shutdown));
+                return Err(farewell(socket, session).await);
             }
             frame = socket.socket.recv() => {
                 answered = true;
@@ -181,10 +182,19 @@ async fn serve(
     }
 }
 
+/// The server goes down: the client is told when to come back, and with what.
+async fn farewell(socket: &mut Socket, session: &Session) -> End {
+    let message = farewell::message(farewell::retry_of(&socket.shared.config), session.token());
+    match socket.send(Frame::Text(message.text.into())).await {
+        Ok(()) => End(close_code::AWAY, "going down: connect again with the last token", Closed::Shutdown),
+        Err(end) => end,
+    }
+}
+
 /// The queue has ended: the reader was too slow, or the hub is closed.
 async fn cut_off(socket: &mut Socket, session: &Session) -> End {
     if !session.lagged() {
-        return End(close_code::AWAY, "going down: connect again with the last token", Closed::Shutdown);
+        return farewell(socket, session).await;
     }
     let message =
         "turns came faster than this socket was read: connect again with the token, read faster, or follow less";

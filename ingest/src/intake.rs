@@ -2,7 +2,8 @@
 //!
 //! Promises: an input that is said to be taken stands in the log (acks=all, idempotent producer); every wait is
 //! bounded; a record carries the CloudEvents, correlation and trace headers of its input. An input that was not
-//! acknowledged in time may still arrive: sent again it has the same id, and the first processor drops the repeat.
+//! acknowledged in time may still arrive: sent again it has the same id, and the first processor drops the repeat. What
+//! is held at a time is bounded ([`Room`]).
 //!
 //! Left out: deduplication, and any look at how far the processors are behind; the log is there to hold that.
 
@@ -17,6 +18,7 @@ use uuid::Uuid;
 
 use crate::disk::Disk;
 use crate::meters::Meters;
+use crate::room::{Held, Room};
 use crate::seldom::Seldom;
 
 /// What can be appended.
@@ -81,6 +83,7 @@ pub(crate) struct Intake {
     pub(crate) disk: Disk,
     pub(crate) acknowledge_within: Duration,
     pub(crate) meters: Meters,
+    pub(crate) room: Room,
     /// What an operator is told at most once a minute.
     pub(crate) seldom: Seldom,
     pub(crate) draining: CancellationToken,
@@ -96,22 +99,41 @@ impl Intake {
         if self.draining.is_cancelled() {
             return Some(Refusal::Draining);
         }
+        self.disk_refusal().await
+    }
+
+    /// Whether nothing is taken now for want of disk.
+    pub(crate) async fn disk_refusal(&self) -> Option<Refusal> {
         self.disk.nearly_full(Instant::now()).await.then_some(Refusal::DiskNearlyFull)
     }
 
-    /// Appends an input; returns after the broker's acknowledgement.
-    pub(crate) async fn append(&self, source: &'static str, input: &Input, beside: Beside) -> Result<Place, Refusal> {
+    /// Appends an input; returns after the broker's acknowledgement. The room that it was given is held until the log
+    /// has reported, also where that is too late for the caller.
+    pub(crate) async fn append(
+        &self,
+        source: &'static str,
+        input: &Input,
+        beside: Beside,
+        held: Held,
+    ) -> Result<Place, Refusal> {
         let started = Instant::now();
         let envelope = envelope(source, input, beside, Uuid::new_v4());
         let record = record(&self.codec, input, &envelope).map_err(|error| {
             tracing::error!(%error, source, "encode input");
             Refusal::Refused
         })?;
-        let appended = tokio::time::timeout(self.acknowledge_within, self.producer.append(record)).await;
+        let producer = self.producer.clone();
+        let mut appending = Box::pin(async move {
+            let appended = producer.append(record).await;
+            drop(held);
+            appended
+        });
+        let appended = tokio::time::timeout(self.acknowledge_within, &mut appending).await;
         let place = match appended {
             Ok(Ok(place)) => place,
             Ok(Err(error)) => return Err(self.refusal(&error)),
             Err(_elapsed) => {
+                tokio::spawn(appending);
                 self.note_failure("no acknowledgement in time");
                 return Err(Refusal::Late);
             }
@@ -125,6 +147,12 @@ impl Intake {
         let Place { partition, offset } = place;
         tracing::debug!(source, id, correlation_id, trace_id, partition, offset, "input appended");
         Ok(place)
+    }
+
+    /// There is no room: the log takes less than comes in.
+    pub(crate) fn full(&self) -> Refusal {
+        self.note_failure("as much is on its way as may be");
+        Refusal::QueueFull
     }
 
     fn refusal(&self, error: &AppendError) -> Refusal {
@@ -159,7 +187,7 @@ impl Intake {
     }
 }
 
-fn envelope(source: &'static str, input: &Input, beside: Beside, random: Uuid) -> Envelope {
+pub(crate) fn envelope(source: &'static str, input: &Input, beside: Beside, random: Uuid) -> Envelope {
     let (id, kind, time) = match input {
         Input::Turn(turn) => (turn.id, "dev.undertone.turn.received.v1", turn.received_at),
         Input::Feedback(feedback) => (feedback.id, "dev.undertone.feedback.v1", feedback.received_at),
@@ -176,7 +204,7 @@ fn envelope(source: &'static str, input: &Input, beside: Beside, random: Uuid) -
     }
 }
 
-fn record(codec: &Codec, input: &Input, envelope: &Envelope) -> Result<Record, EncodeError> {
+pub(crate) fn record(codec: &Codec, input: &Input, envelope: &Envelope) -> Result<Record, EncodeError> {
     let (topic, key, value) = match input {
         Input::Turn(turn) => (topic::TURNS_RECEIVED, Some(turn.conversation.as_bytes()), codec.encode(&**turn)?),
         Input::Feedback(feedback) => {

@@ -15,6 +15,8 @@ mod disk;
 mod intake;
 mod meters;
 mod problem;
+pub mod redrive;
+mod room;
 mod seldom;
 pub mod telegram;
 mod webhook;
@@ -32,7 +34,7 @@ use axum::routing::{get, post};
 use opentelemetry::metrics::Meter;
 use schemas::{Codec, topic};
 use secrecy::SecretString;
-use store::log::Producer;
+use store::log::{Producer, ProducerLimits};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +42,7 @@ use crate::disk::Disk;
 use crate::intake::Intake;
 use crate::meters::Meters;
 use crate::problem::Problem;
+use crate::room::Room;
 use crate::seldom::Seldom;
 
 /// What intake may do, and how much.
@@ -58,6 +61,11 @@ pub struct Config {
     pub acknowledge_within: Duration,
     /// What `Retry-After` tells callers that were not served; whole seconds, at least one.
     pub retry_after: Duration,
+    /// How far apart sockets are told to come back when the server goes down.
+    pub reconnect_spread: Duration,
+    /// Bytes that are held for the log at a time, all sources together, a kilobyte beside its own for each input.
+    /// Beyond that webhooks are refused and sockets are not read. [`Config::producer_limits`] fits it.
+    pub in_flight_bytes_max: usize,
     /// Intake stops when less than this is free on the disk of `data_dir`, in bytes.
     pub disk_free_bytes_min: u64,
     /// A folder on the disk that the log is on; absent if that is another machine's.
@@ -77,10 +85,24 @@ impl Default for Config {
             text_bytes_max: topic::TEXT_BYTES_MAX,
             acknowledge_within: Duration::from_secs(5),
             retry_after: Duration::from_secs(5),
+            reconnect_spread: Duration::from_secs(5),
+            in_flight_bytes_max: 64 * 1024 * 1024,
             disk_free_bytes_min: 256 * 1024 * 1024,
             data_dir: None,
             origins_allowed: Vec::new(),
             websocket: WebSocketLimits::default(),
+        }
+    }
+}
+
+impl Config {
+    /// A queue that holds all that intake does, so that intake's bound is the one that is met.
+    pub fn producer_limits(&self) -> ProducerLimits {
+        ProducerLimits {
+            queue_records_max: self.in_flight_bytes_max / 1024 + 1,
+            // An encoded turn or reject is larger than what was said, by its headers, its ids and its names.
+            queue_bytes_max: self.in_flight_bytes_max.saturating_mul(2).max(2 * topic::REJECT_BYTES_MAX),
+            ..ProducerLimits::default()
         }
     }
 }
@@ -147,6 +169,7 @@ impl Ingest {
             disk: Disk::new(config.data_dir.clone(), config.disk_free_bytes_min),
             acknowledge_within: config.acknowledge_within,
             meters: Meters::new(meter),
+            room: Room::new(config.in_flight_bytes_max, meter),
             seldom: Seldom::default(),
             draining: CancellationToken::new(),
             broken: CancellationToken::new(),
@@ -177,6 +200,11 @@ impl Ingest {
             closed.is_ok() && self.shared.intake.producer.flush(within).await.is_ok()
         };
         tokio::time::timeout(within, drained).await.unwrap_or(false)
+    }
+
+    /// Bytes that are held for the log now; [`Config::in_flight_bytes_max`] bounds them.
+    pub fn in_flight_bytes(&self) -> usize {
+        self.shared.intake.room.held_bytes()
     }
 
     /// Returns when the producer is beyond repair: nothing will be taken any more, and the process should end. The

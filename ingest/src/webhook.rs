@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use axum::body::{Body, to_bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use axum::http::header::CONTENT_LENGTH;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use schemas::{Reject, TraceParent, topic};
@@ -75,6 +76,13 @@ async fn take(shared: &Shared, name: &str, headers: &HeaderMap, body: Body) -> R
         count(UNREAD, Outcome::Unavailable);
         return Err(refused(refusal));
     }
+    // Before it is read: a body that finds no room costs none.
+    let declared = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let bytes_max = shared.config.body_bytes_max;
+    let Some(held) = shared.intake.room.try_take(declared.unwrap_or(bytes_max).min(bytes_max)) else {
+        count(UNREAD, Outcome::Unavailable);
+        return Err(refused(shared.intake.full()));
+    };
     let body = read(shared, body).await.inspect_err(|_| count(UNREAD, Outcome::TooLarge))?;
 
     let parsed = telegram::parse(name, &body, now_ms(), shared.config.text_bytes_max);
@@ -87,7 +95,7 @@ async fn take(shared: &Shared, name: &str, headers: &HeaderMap, body: Body) -> R
             return Ok(());
         }
     };
-    match shared.intake.append(TELEGRAM, &input, beside(headers)).await {
+    match shared.intake.append(TELEGRAM, &input, beside(headers), held).await {
         Ok(_) => {
             count(parsed.kind, outcome);
             if let Input::Reject(reject) = &input {

@@ -2,8 +2,8 @@
 //!
 //! Promises: an `ack` means that the turn is durable, and names its partition and offset; answers come in the order
 //! in which turns were sent; a frame at fault is answered with an error that names the field, and the socket lives on.
-//! At most `in_flight_max` turns wait for the broker at a time: beyond that the socket is not read, so that the
-//! client feels it (back-pressure by TCP). Turns that are acknowledged stand in the log in the order sent; one that
+//! At most `in_flight_max` turns wait for the broker at a time, and those of all sockets fit the room that intake has:
+//! beyond that the socket is not read, so that the client feels it (back-pressure by TCP), and nothing is refused for it. Turns that are acknowledged stand in the log in the order sent; one that
 //! was answered with `unavailable` takes its place when it is sent again.
 //!
 //! A client that goes away before its acknowledgement sends the frame again with the same id: the repeat is dropped
@@ -11,10 +11,11 @@
 
 pub mod frame;
 mod origin;
-mod time;
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -32,11 +33,15 @@ use crate::Shared;
 use crate::intake::{Beside, Input, Refusal};
 use crate::meters::Outcome;
 use crate::problem::Problem;
+use crate::room::Held;
 use crate::webhook::now_ms;
 use frame::{Bounds, Code, FrameError, Said, WEBSOCKET};
 
 /// Messages up to this many times the bound are read and refused by name; larger ones end the socket unread.
 const READ_FACTOR: usize = 4;
+
+/// How long a socket waits for its client to have read the last word.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// RFC 6455, section 7.4.1.
 mod close_code {
@@ -140,20 +145,33 @@ impl Session {
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining_now = false;
         loop {
-            while in_flight.len() < limits.in_flight_max.max(1)
-                && let Some(frame) = self.waiting.pop_front()
+            let in_flight_max = limits.in_flight_max.max(1);
+            while in_flight.len() < in_flight_max
+                && let Some(frame) = self.waiting.front()
             {
-                // Asked here, one frame after the other, because turns must be given to the log in their order.
-                let closed = self.shared.intake.disk.nearly_full(std::time::Instant::now()).await;
-                in_flight.push_back(answer(Arc::clone(&self.shared), frame, closed));
+                let held = self.shared.intake.room.try_take(bytes_of(frame));
+                let refused = match (&held, draining_now) {
+                    // Nothing is waited for any more.
+                    (None, true) => Some(Refusal::Draining),
+                    (None, false) => break,
+                    // Asked here, one frame after the other, because turns must be given to the log in their order.
+                    (Some(_), _) => self.shared.intake.disk_refusal().await,
+                };
+                let frame = self.waiting.pop_front().expect("looked at above");
+                in_flight.push_back(answer(Arc::clone(&self.shared), frame, refused, held));
             }
             if draining_now && self.waiting.is_empty() && in_flight.is_empty() {
-                self.close(close_code::GOING_AWAY, "server is going down: connect again").await;
+                self.farewell().await;
                 return Ended::Drained;
             }
-            let reads = self.waiting.is_empty() && in_flight.len() < limits.in_flight_max.max(1) && !draining_now;
+            let may_read = self.waiting.is_empty() && in_flight.len() < in_flight_max && !draining_now;
+            let reads = may_read && self.shared.intake.room.is_left();
+            let next_bytes = self.waiting.front().filter(|_| in_flight.len() < in_flight_max).map(bytes_of);
             if !reads {
                 heard = Instant::now();
+            }
+            if next_bytes.is_some() || (may_read && !reads) {
+                self.shared.intake.room.waited();
             }
             tokio::select! {
                 Some(first) = in_flight.next(), if !in_flight.is_empty() => {
@@ -165,18 +183,17 @@ impl Session {
                         return Ended::Stuck;
                     }
                 }
+                held = self.shared.intake.room.take(next_bytes.unwrap_or(0)), if next_bytes.is_some() => {
+                    let refused = self.shared.intake.disk_refusal().await;
+                    if let Some(frame) = self.waiting.pop_front() {
+                        in_flight.push_back(answer(Arc::clone(&self.shared), frame, refused, Some(held)));
+                    }
+                }
+                () = self.shared.intake.room.left(), if may_read && !reads => {}
                 message = self.stream.next(), if reads => {
                     heard = Instant::now();
-                    match message {
-                        Some(Ok(Message::Text(text))) => self.read(&text),
-                        Some(Ok(Message::Binary(_))) => self.waiting.push_back(Err(binary())),
-                        // The library answers pings and closes.
-                        Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                        Some(Ok(Message::Close(_))) | None => return Ended::Client,
-                        Some(Err(_)) => {
-                            self.close(close_code::POLICY, "message far over the bound, or broken protocol").await;
-                            return Ended::Protocol;
-                        }
+                    if let Some(ended) = self.took(message).await {
+                        return ended;
                     }
                 }
                 _ = pings.tick() => {
@@ -192,6 +209,22 @@ impl Session {
                 () = draining.cancelled(), if !draining_now => draining_now = true,
             }
         }
+    }
+
+    /// Notes what came; says if it was the end.
+    async fn took(&mut self, message: Option<Result<Message, axum::Error>>) -> Option<Ended> {
+        match message {
+            Some(Ok(Message::Text(text))) => self.read(&text),
+            Some(Ok(Message::Binary(_))) => self.waiting.push_back(Err(binary())),
+            // The library answers pings and closes.
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(Message::Close(_))) | None => return Some(Ended::Client),
+            Some(Err(_)) => {
+                self.close(close_code::POLICY, "message far over the bound, or broken protocol").await;
+                return Some(Ended::Protocol);
+            }
+        }
+        None
     }
 
     fn read(&mut self, text: &str) {
@@ -219,6 +252,20 @@ impl Session {
         matches!(tokio::time::timeout(self.shared.config.websocket.write_within, sent).await, Ok(Ok(())))
     }
 
+    /// The server goes down: the client is told when to come back, each client another moment.
+    async fn farewell(&mut self) {
+        let (wait, spread) = (self.shared.config.retry_after, self.shared.config.reconnect_spread);
+        let share = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
+        let retry_ms = u64::try_from((wait + spread.mul_f64(share)).as_millis()).unwrap_or(u64::MAX);
+        if self.send(&[Answer::Reconnect { reason: "going_down", retry_ms }]).await {
+            self.close(close_code::GOING_AWAY, "server is going down: connect again").await;
+        }
+        // A connection that is closed with something unread is reset, and the last answers could be lost with it. What
+        // still comes is not taken, and not acknowledged.
+        let gone = async { while let Some(Ok(_)) = self.stream.next().await {} };
+        let _ = tokio::time::timeout(LINGER, gone).await;
+    }
+
     async fn close(&mut self, code: u16, reason: &'static str) {
         let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
         // A client that is gone does not read the reason either.
@@ -226,7 +273,12 @@ impl Session {
     }
 }
 
-/// What a client reads for each turn that it sent.
+/// What a frame costs of the room: its words; the rest is small and bounded.
+fn bytes_of(frame: &Frame) -> usize {
+    frame.as_ref().map_or(0, |said| said.turn.text.len())
+}
+
+/// What a client reads for each turn that it sent, and at the end.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Answer {
@@ -234,11 +286,13 @@ enum Answer {
     Ack { id: String, turn: uuid::Uuid, partition: i32, offset: i64 },
     /// It is not.
     Error(FrameError),
+    /// The last word of a server that goes down: come back after so long, and send again what was not acknowledged.
+    Reconnect { reason: &'static str, retry_ms: u64 },
 }
 
 /// Gives a frame to the log and waits for what becomes of it. The record is handed over at the first poll, so that
 /// frames keep their order.
-async fn answer(shared: Arc<Shared>, frame: Frame, disk_nearly_full: bool) -> Answer {
+async fn answer(shared: Arc<Shared>, frame: Frame, refused: Option<Refusal>, held: Option<Held>) -> Answer {
     let count = |outcome| shared.intake.meters.input(WEBSOCKET, "message", outcome);
     let said = match frame {
         Ok(said) => said,
@@ -250,9 +304,10 @@ async fn answer(shared: Arc<Shared>, frame: Frame, disk_nearly_full: bool) -> An
     let (id, turn) = (said.turn.external_id.clone(), said.turn.id);
     let beside = Beside { correlation_id: said.correlation_id, trace: said.trace };
     let input = Input::Turn(Box::new(said.turn));
-    let appended = match disk_nearly_full {
-        true => Err(Refusal::DiskNearlyFull),
-        false => shared.intake.append(WEBSOCKET, &input, beside).await,
+    let appended = match (refused, held) {
+        (None, Some(held)) => shared.intake.append(WEBSOCKET, &input, beside, held).await,
+        (Some(refused), _) => Err(refused),
+        (None, None) => Err(shared.intake.full()),
     };
     match appended {
         Ok(place) => {

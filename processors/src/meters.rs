@@ -1,7 +1,7 @@
 //! What the runner counts. Labels come from closed sets; nothing is emitted by id.
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram, Meter};
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter};
 use schemas::{Reason, Tier, Turn};
 use store::log::Record;
 
@@ -10,6 +10,8 @@ pub(crate) struct Meters {
     turns: Counter<u64>,
     rejects: Counter<u64>,
     aborts: Counter<u64>,
+    degraded: Gauge<u64>,
+    switches: Counter<u64>,
     batch: Histogram<u64>,
     work: Histogram<f64>,
     latency: Histogram<f64>,
@@ -34,6 +36,14 @@ impl Meters {
                 .u64_counter("undertone.processors.aborts")
                 .with_description("Transactions that were aborted and run again.")
                 .build(),
+            degraded: meter
+                .u64_gauge("undertone.processors.degraded")
+                .with_description("1 while the lag is over its bound and new turns get the fast tier, else 0.")
+                .build(),
+            switches: meter
+                .u64_counter("undertone.processors.tier.switches")
+                .with_description("How often the tier of new turns changed, by the tier that it changed to.")
+                .build(),
             batch: meter
                 .u64_histogram("undertone.processors.batch.records")
                 .with_description("Records of a committed transaction.")
@@ -55,6 +65,15 @@ impl Meters {
 
     pub(crate) fn rejected(&self, reason: Reason) {
         self.rejects.add(1, &[KeyValue::new("role", "processors"), KeyValue::new("reason", reason.name())]);
+    }
+
+    /// Whether the lag costs the full tier now.
+    pub(crate) fn degraded(&self, degraded: bool) {
+        self.degraded.record(u64::from(degraded), &[]);
+    }
+
+    pub(crate) fn switched(&self, to: Tier) {
+        self.switches.add(1, &[KeyValue::new("tier", to.name())]);
     }
 
     pub(crate) fn aborted(&self) {

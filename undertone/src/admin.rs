@@ -118,13 +118,15 @@ struct Status {
     #[serde(flatten)]
     facts: Facts,
     lag: Vec<Lag>,
+    warnings: Vec<Reason>,
 }
 
 async fn status(State(admin): State<Admin>) -> Response {
     let reasons = admin.health.reasons();
     let facts = admin.facts.get().cloned().unwrap_or_default();
     let status = if reasons.is_empty() { "ready" } else { "unready" };
-    Json(Status { status, reasons, facts, lag: admin.health.lag() }).into_response()
+    let (lag, warnings) = (admin.health.lag(), admin.health.warnings());
+    Json(Status { status, reasons, facts, lag, warnings }).into_response()
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

@@ -42,6 +42,7 @@ struct Inner {
     started: bool,
     stopping: bool,
     lag: Vec<Lag>,
+    warnings: BTreeMap<&'static str, String>,
     questions: Vec<(&'static str, Question)>,
 }
 
@@ -75,6 +76,21 @@ impl Health {
     /// Notes how far each reader is behind.
     pub fn set_lag(&self, lag: Vec<Lag>) {
         self.inner().lag = lag;
+    }
+
+    /// Notes what a person should look at though the process is ready, or that it has passed.
+    pub fn warn(&self, part: &'static str, warning: Option<String>) {
+        let mut inner = self.inner();
+        match warning {
+            Some(warning) => inner.warnings.insert(part, warning),
+            None => inner.warnings.remove(part),
+        };
+    }
+
+    /// What a person should look at though the process may be ready.
+    pub fn warnings(&self) -> Vec<Reason> {
+        let reason = |(part, reason): (&&str, &String)| Reason { part: (*part).to_owned(), reason: reason.clone() };
+        self.inner().warnings.iter().map(reason).collect()
     }
 
     /// How far each reader is behind, as last measured.
@@ -127,6 +143,16 @@ mod tests {
         assert_eq!(health.reasons(), [Reason { part: "kafka".into(), reason: "no broker answers".into() }]);
         health.set("kafka", State::Ready);
         assert_eq!(health.reasons(), []);
+    }
+
+    #[test]
+    fn a_warning_leaves_the_process_ready() {
+        let health = Health::default();
+        health.set_started();
+        health.warn("history", Some("its lag is near the retention".into()));
+        assert_eq!((health.reasons(), health.warnings().len()), (vec![], 1));
+        health.warn("history", None);
+        assert_eq!(health.warnings(), []);
     }
 
     #[test]

@@ -183,23 +183,30 @@ impl Frame {
     }
 }
 
-/// Sends frames until `left` remain unacknowledged or the socket dies; what was acknowledged leaves `frames`.
-async fn speak(socket: &mut Socket, frames: &mut VecDeque<Frame>, left: usize) {
+/// Sends frames until `left` remain unacknowledged or the socket dies; what was acknowledged leaves `frames`. A server that
+/// goes down says when to come back; that is returned.
+async fn speak(socket: &mut Socket, frames: &mut VecDeque<Frame>, left: usize) -> Option<u64> {
+    let mut retry_ms = None;
     let mut sent = 0;
     while frames.len() > left {
         while sent < WINDOW.min(frames.len() - left) {
             if socket.send(frames[sent].message()).await.is_err() {
-                return;
+                return retry_ms;
             }
             sent += 1;
         }
-        let Some(Ok(message)) = socket.next().await else { return };
+        let Some(Ok(message)) = socket.next().await else { return retry_ms };
         let Message::Text(text) = message else { continue };
         let answer: Value = serde_json::from_str(&text).unwrap();
+        if answer["type"] == "reconnect" {
+            retry_ms = answer["retry_ms"].as_u64();
+            continue;
+        }
         assert_eq!((&answer["type"], &answer["id"]), (&json!("ack"), &json!(frames[0].id())), "{answer}");
         frames.pop_front();
         sent -= 1;
     }
+    retry_ms
 }
 
 /// Sebastiano Vigna's splitmix64.
@@ -314,12 +321,71 @@ async fn sigterm_drains_even_with_open_sockets() {
     let begun = Instant::now();
     program.signal("TERM");
     // The server says goodbye, with the answers given.
-    let farewell = tokio::time::timeout(PATIENCE, socket.next()).await.expect("a word at the end");
+    let word = tokio::time::timeout(PATIENCE, socket.next()).await.expect("a word at the end");
+    assert!(matches!(&word, Some(Ok(Message::Text(text))) if text.contains("retry_ms")), "{word:?}");
+    let farewell = tokio::time::timeout(PATIENCE, socket.next()).await.expect("and the end");
     assert!(matches!(farewell, Some(Ok(Message::Close(Some(frame)))) if u16::from(frame.code) == 1001));
     drop(socket);
     let (code, said) = program.ended().await;
     assert_eq!(code, Some(0), "{said}");
     println!("from SIGTERM to the end: {} ms", begun.elapsed().as_millis());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_under_load_loses_nothing_and_says_when_to_come_back() {
+    let server = Server::for_program().await;
+    let program = Program::start(&server).await;
+    let address = format!("ws://{}/v1/stream?all=1", program.authority());
+    let mut stream = tokio_tungstenite::connect_async(address).await.unwrap().0;
+    let mut rooms = Vec::new();
+    for room in 0..ROOMS {
+        let frames: VecDeque<Frame> = (0..TURNS_PER_ROOM).map(|number| Frame { room, number }).collect();
+        rooms.push((program.socket().await, frames));
+    }
+    let half = tokio::sync::Barrier::new(ROOMS + 1);
+    let speaking = rooms.iter_mut().map(async |(socket, frames)| {
+        speak(socket, frames, TURNS_PER_ROOM / 2).await;
+        half.wait().await;
+        // The signal comes while all of them go on.
+        match speak(socket, frames, 0).await {
+            Some(retry_ms) => retry_ms,
+            None => farewell(socket).await["retry_ms"].as_u64().unwrap(),
+        }
+    });
+    let signal = async {
+        half.wait().await;
+        program.signal("TERM");
+    };
+    let spoken = async { tokio::join!(futures_util::future::join_all(speaking), signal).0 };
+    let retries = tokio::time::timeout(PATIENCE, spoken).await.expect("every socket ends");
+    assert!(retries.iter().all(|retry_ms| (5_000..=10_000).contains(retry_ms)), "{retries:?}");
+    assert!(farewell(&mut stream).await["resume"].is_string());
+    let (code, said) = program.ended().await;
+    assert_eq!(code, Some(0), "{said}");
+
+    // What was acknowledged is not sent again, and is there all the same.
+    let mut left: VecDeque<Frame> = rooms.into_iter().flat_map(|(_, frames)| frames).collect();
+    println!("{} of {} frames were not acknowledged before the end", left.len(), ROOMS * TURNS_PER_ROOM);
+    let program = Program::start(&server).await;
+    let mut socket = program.socket().await;
+    tokio::time::timeout(PATIENCE, speak(&mut socket, &mut left, 0)).await.expect("every frame is acknowledged");
+    expect_committed(&program, ROOMS * TURNS_PER_ROOM).await;
+    for room in 0..ROOMS {
+        expect_history(&program, room, TURNS_PER_ROOM).await;
+    }
+}
+
+/// The typed word of a server that goes down.
+async fn farewell(socket: &mut Socket) -> Value {
+    loop {
+        let next = tokio::time::timeout(PATIENCE, socket.next()).await.expect("a word at the end");
+        if let Message::Text(text) = next.expect("before the end").expect("in order")
+            && let word = serde_json::from_str::<Value>(&text).unwrap()
+            && word["type"] == "reconnect"
+        {
+            return word;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -102,15 +102,23 @@ async fn silent_client_is_closed() {
 }
 
 #[tokio::test]
-async fn shutdown_ends_streams_with_a_word_to_come_back() {
-    let site = Site::start(Config::default()).await;
+async fn shutdown_tells_every_stream_when_to_come_back_and_with_what() {
+    let retry = Duration::from_secs(3);
+    let site = Site::start(Config { retry, reconnect_spread: Duration::from_secs(4), ..Config::default() }).await;
     let mut client = site.connect("?all=1").await;
     client.next().await;
     let events = reqwest::get(format!("http://{}/v1/conversations/a/events", site.http)).await.unwrap();
     site.shutdown.cancel();
+    let farewell = client.next().await;
+    assert_eq!((farewell["type"].as_str(), farewell["reason"].as_str()), (Some("reconnect"), Some("going_down")));
+    assert!((3000..=7000).contains(&farewell["retry_ms"].as_u64().unwrap()), "{farewell}");
+    assert!(farewell["resume"].is_string());
     assert_eq!(client.next().await["close"], 1001);
-    let rest: Vec<_> = events.bytes_stream().collect().await;
-    assert!(rest.into_iter().all(|chunk| chunk.is_ok()), "the events end in order");
+    let rest: Vec<_> = events.bytes_stream().map(|chunk| chunk.expect("the events end in order")).collect().await;
+    let rest = String::from_utf8(rest.concat()).unwrap();
+    let (_, last) = rest.split_once("event: reconnect").expect("the events end with the word to come back");
+    let retry: u64 = last.split_once("retry: ").unwrap().1.lines().next().unwrap().parse().unwrap();
+    assert!((3000..=7000).contains(&retry) && last.contains("id: "), "{last}");
 }
 
 #[tokio::test]

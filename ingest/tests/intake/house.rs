@@ -14,6 +14,9 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 pub(crate) const SECRET: &str = "open-sesame_7";
 
+/// Longer than anything here takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 pub(crate) struct House {
@@ -23,8 +26,8 @@ pub(crate) struct House {
     kafka: Kafka,
     address: std::net::SocketAddr,
     server: tokio::task::JoinHandle<()>,
-    _broker: Option<broker::Broker>,
-    _dir: tempfile::TempDir,
+    broker: Option<broker::Broker>,
+    dir: tempfile::TempDir,
 }
 
 impl Drop for House {
@@ -42,24 +45,30 @@ impl House {
         let dir = tempfile::tempdir().unwrap();
         let broker = broker::Broker::start(broker::Config::new(dir.path().join("log"))).await.unwrap();
         let kafka = Kafka { bootstrap: broker.bootstrap().to_string(), ..Kafka::default() };
-        let topics: Vec<TopicSpec> = topic::wanted(&[])
-            .into_iter()
-            .map(|topic| TopicSpec { name: topic.name, partitions: 2, replication: 1, config: Default::default() })
-            .collect();
-        Admin::connect(&kafka).unwrap().create(&topics).await.unwrap();
+        create_topics(&kafka).await;
         House::build(kafka, Some(broker), dir, &ProducerLimits::default(), change).await
     }
 
-    /// A house whose log is not there: the port was free a moment ago. Its queue holds one record.
-    pub(crate) async fn without_log(change: impl FnOnce(&mut Config)) -> House {
+    /// A house whose log is not there: the port was free a moment ago. There is room for one short input, which is held
+    /// for as long as the log may take to come.
+    pub(crate) async fn without_log(delivery_timeout: Duration, change: impl FnOnce(&mut Config)) -> House {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let kafka = Kafka { bootstrap: free.to_string(), ..Kafka::default() };
-        let limits = ProducerLimits { queue_records_max: 1, ..ProducerLimits::default() };
+        let limits = ProducerLimits { delivery_timeout, ..ProducerLimits::default() };
         let short = |config: &mut Config| {
             config.acknowledge_within = Duration::from_millis(50);
+            config.in_flight_bytes_max = 2048;
             change(config);
         };
         House::build(kafka, None, tempfile::tempdir().unwrap(), &limits, short).await
+    }
+
+    /// The log comes, where it was looked for.
+    pub(crate) async fn log_comes(&mut self) {
+        let mut config = broker::Config::new(self.dir.path().join("log"));
+        config.listen = self.kafka.bootstrap.parse().unwrap();
+        self.broker = Some(broker::Broker::start(config).await.unwrap());
+        create_topics(&self.kafka).await;
     }
 
     async fn build(
@@ -88,11 +97,15 @@ impl House {
         let address = listener.local_addr().unwrap();
         let router = ingest.router();
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        House { ingest, codec, client: reqwest::Client::new(), kafka, address, server, _broker: broker, _dir: dir }
+        House { ingest, codec, client: reqwest::Client::new(), kafka, address, server, broker, dir }
     }
 
     pub(crate) fn http(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.address
     }
 
     pub(crate) fn ws(&self) -> String {
@@ -124,6 +137,24 @@ impl House {
         let records = self.records(topic::TURNS_RECEIVED).await;
         records.iter().map(|record| self.codec.decode(record.value.as_deref().unwrap()).unwrap()).collect()
     }
+}
+
+async fn create_topics(kafka: &Kafka) {
+    let topics: Vec<TopicSpec> = topic::wanted(&[])
+        .into_iter()
+        .map(|topic| TopicSpec { name: topic.name, partitions: 2, replication: 1, config: Default::default() })
+        .collect();
+    Admin::connect(kafka).unwrap().create(&topics).await.unwrap();
+}
+
+/// Waits until intake holds so many bytes.
+pub(crate) async fn held(house: &House, bytes: usize) {
+    let reached = async {
+        while house.ingest.in_flight_bytes() != bytes {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, reached).await.expect("in time");
 }
 
 /// The payload of a case of the parser's test.

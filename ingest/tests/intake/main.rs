@@ -2,11 +2,14 @@
 
 mod house;
 
+use std::time::Duration;
+
 use futures_util::{SinkExt, StreamExt};
 use house::{House, update};
 use reqwest::StatusCode;
 use schemas::{Feedback, Reject, TraceParent, Turn, topic, turn_id};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio_tungstenite::tungstenite::Message;
 
 #[tokio::test]
@@ -104,7 +107,7 @@ async fn an_update_sent_twice_is_two_records_with_one_id() {
 
 #[tokio::test]
 async fn without_a_log_telegram_is_told_to_come_again_and_a_socket_to_send_again() {
-    let house = House::without_log(|_| {}).await;
+    let house = House::without_log(Duration::from_millis(200), |_| {}).await;
     let answer = house.call("helper", update("message_private")).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(answer.headers()["retry-after"], "7");
@@ -121,16 +124,78 @@ async fn without_a_log_telegram_is_told_to_come_again_and_a_socket_to_send_again
 }
 
 #[tokio::test]
-async fn a_full_queue_is_told_at_once() {
-    let house = House::without_log(|config| config.acknowledge_within = std::time::Duration::from_millis(800)).await;
-    let calls = (0..3).map(|_| house.call("helper", update("message_private")).send());
-    let mut details = Vec::new();
-    for answer in futures_util::future::join_all(calls).await {
-        let answer = answer.unwrap();
-        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-        details.push(answer.json::<Value>().await.unwrap()["detail"].as_str().unwrap().to_owned());
+async fn without_room_a_webhook_is_told_at_once_and_served_when_there_is_room() {
+    let house = House::without_log(Duration::from_millis(200), |_| {}).await;
+    // A call whose body does not come holds the room that its body may take: here, all of it.
+    let mut slow = tokio::net::TcpStream::connect(house.address()).await.unwrap();
+    let head = format!(
+        "POST /telegram/helper/webhook HTTP/1.1\r\nHost: {}\r\nTransfer-Encoding: chunked\r\n\
+         X-Telegram-Bot-Api-Secret-Token: {}\r\n\r\n",
+        house.address(),
+        house::SECRET
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+    house::held(&house, 2048).await;
+    let answer = house.call("helper", update("message_private")).send().await.unwrap();
+    assert_eq!(
+        (answer.status(), &answer.headers()["retry-after"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &"7".parse().unwrap())
+    );
+    assert_eq!(answer.json::<Value>().await.unwrap()["code"], "queue_full");
+    drop(slow);
+    house::held(&house, 0).await;
+    let answer = house.call("helper", update("message_private")).send().await.unwrap();
+    assert_eq!(answer.json::<Value>().await.unwrap()["code"], "log_late", "it got as far as the log");
+    house::held(&house, 0).await;
+}
+
+#[tokio::test]
+async fn without_room_a_socket_is_not_read_and_nothing_of_it_is_refused() {
+    const ROOM_BYTES: usize = 64 * 1024;
+    const FRAMES: usize = 1_600;
+    let mut house = House::without_log(house::PATIENCE, |config| {
+        config.acknowledge_within = house::PATIENCE;
+        config.in_flight_bytes_max = ROOM_BYTES;
+    })
+    .await;
+    let (mut sink, mut answers) = house.socket().await.split();
+    // Far more than the room and the buffers of both sockets hold: it cannot all be sent while nobody reads.
+    let text = "x".repeat(12 * 1024);
+    let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counting = std::sync::Arc::clone(&sent);
+    let sending = tokio::spawn(async move {
+        for n in 0..FRAMES {
+            let frame = house::frame(&format!("c{n}"), "room-7", &text).to_string();
+            sink.send(Message::text(frame)).await.unwrap();
+            counting.store(n + 1, std::sync::atomic::Ordering::SeqCst);
+        }
+        sink
+    });
+    // While the log is away the sending stands still: the same number twice, well apart, and not all of them.
+    let mut last = usize::MAX;
+    let mut looks = tokio::time::interval(Duration::from_millis(300));
+    loop {
+        looks.tick().await;
+        let now = sent.load(std::sync::atomic::Ordering::SeqCst);
+        if now == last && now > 0 {
+            break;
+        }
+        last = now;
     }
-    assert!(details.iter().any(|detail| detail.contains("queue")), "{details:?}");
+    assert!(last < FRAMES, "the client was not held back");
+    assert!(house.ingest.in_flight_bytes() <= ROOM_BYTES, "{}", house.ingest.in_flight_bytes());
+    house.log_comes().await;
+    for n in 0..FRAMES {
+        let answer = loop {
+            match answers.next().await.unwrap().unwrap() {
+                Message::Text(text) => break serde_json::from_str::<Value>(&text).unwrap(),
+                _ => continue,
+            }
+        };
+        assert_eq!((&answer["type"], &answer["id"]), (&json!("ack"), &json!(format!("c{n}"))), "{answer}");
+    }
+    drop(sending.await.unwrap());
+    assert_eq!(house.ingest.in_flight_bytes(), 0, "all the room is given back");
 }
 
 #[tokio::test]
@@ -246,17 +311,23 @@ async fn a_drain_answers_what_was_read_and_says_goodbye() {
 
     let drained = tokio::spawn({
         let ingest = house.ingest.clone();
-        async move { ingest.drain(std::time::Duration::from_secs(20)).await }
+        async move { ingest.drain(Duration::from_secs(20)).await }
     });
-    let mut acks = 1;
+    let (mut acks, mut retry_ms) = (1, None);
     let code = loop {
         match socket.next().await.unwrap().unwrap() {
             Message::Text(text) if text.contains("\"ack\"") => acks += 1,
+            Message::Text(text) => {
+                let farewell: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!((&farewell["type"], &farewell["reason"]), (&json!("reconnect"), &json!("going_down")));
+                retry_ms = farewell["retry_ms"].as_u64();
+            }
             Message::Close(Some(close)) => break u16::from(close.code),
             _ => {}
         }
     };
     assert_eq!((acks, code), (100, 1001));
+    assert!((7_000..=12_000).contains(&retry_ms.unwrap()), "the usual wait and up to the spread: {retry_ms:?}");
     assert!(drained.await.unwrap());
     let answer = house.call("helper", update("message_private")).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -149,6 +149,28 @@ impl Admin {
         .await
     }
 
+    /// The offset of the first record at or after a time (milliseconds since the Unix epoch), by partition; partitions
+    /// without such a record are left out.
+    ///
+    /// # Errors
+    /// The topic does not exist, or the brokers did not answer.
+    pub async fn offsets_since(&self, topic: &str, time: i64) -> Result<BTreeMap<i32, i64>, LogError> {
+        let (clients, topic) = (self.clients(), topic.to_owned());
+        blocking(move || {
+            let mut times = TopicPartitionList::new();
+            for partition in client::partitions(clients.consumer.client(), &topic)? {
+                times.add_partition_offset(&topic, partition, Offset::Offset(time))?;
+            }
+            let found = clients.consumer.offsets_for_times(times, ANSWER_WITHIN)?;
+            let known = found.elements().into_iter().filter_map(|element| match element.offset() {
+                Offset::Offset(offset) => Some((element.partition(), offset)),
+                _ => None,
+            });
+            Ok(known.collect())
+        })
+        .await
+    }
+
     /// The offsets that a group has committed, by partition; partitions without one are left out. Waits while an open
     /// transaction holds offsets of the group.
     ///

@@ -6,7 +6,7 @@
 //! any more would stay unready for want of an append that succeeds.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
@@ -14,6 +14,7 @@ use store::log::{Admin, LogError};
 
 use crate::health::{Health, State};
 use crate::lag::{Ends, Lag};
+use crate::retention;
 
 /// Time between two looks at whether the brokers answer.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -23,6 +24,8 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 /// How long the measurement of one reader may take; the lags stay as they were if it takes longer.
 const MEASURE_WITHIN: Duration = Duration::from_millis(1500);
+/// Time between two looks at the retention that is used.
+const RETENTION_EVERY: Duration = Duration::from_secs(30);
 /// Pause between two tries to reach the brokers at the start.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -65,7 +68,11 @@ pub(super) async fn reach(admin: &Admin, bootstrap: &str, patience: Duration, he
 /// Looks and measures for ever.
 pub(super) async fn run(admin: Admin, readers: Vec<Reader>, health: Health, meter: Meter, zero: Instant) {
     let answers = AtomicBool::new(true);
-    tokio::join!(look(&admin, &health, &answers), lags(&admin, &readers, &health, &meter, zero, &answers));
+    tokio::join!(
+        look(&admin, &health, &answers),
+        lags(&admin, &readers, &health, &meter, zero, &answers),
+        retentions(&admin, &readers, &health, &meter, &answers),
+    );
 }
 
 /// Asks for ever whether the brokers answer.
@@ -115,6 +122,63 @@ async fn lags(admin: &Admin, readers: &[Reader], health: &Health, meter: &Meter,
         }
         health.set("lag", state_of(fault));
     }
+}
+
+/// Looks for ever whether retention will take what a reader has not read.
+async fn retentions(admin: &Admin, readers: &[Reader], health: &Health, meter: &Meter, answers: &AtomicBool) {
+    let used = meter.f64_gauge("undertone.lag.retention.used").with_unit("1").with_description(
+        "Share of the topic's retention that the oldest record which a reader has not read has used up, in steps",
+    );
+    let used = used.build();
+    let mut ticks = ticks(RETENTION_EVERY);
+    loop {
+        ticks.tick().await;
+        if !answers.load(Ordering::Relaxed) {
+            continue;
+        }
+        for reader in readers {
+            match retention_used(admin, reader).await {
+                Ok(share) => {
+                    used.record(
+                        share,
+                        &[KeyValue::new("role", reader.role), KeyValue::new("topic", reader.topic.clone())],
+                    );
+                    alarm(health, reader, share);
+                }
+                Err(error) => tracing::debug!(%error, role = reader.role, "measure the retention that is used"),
+            }
+        }
+    }
+}
+
+async fn retention_used(admin: &Admin, reader: &Reader) -> Result<f64, LogError> {
+    let topics = admin.topics().await?;
+    let topic = topics.iter().find(|topic| topic.name == reader.topic);
+    let retention_ms = topic.and_then(|topic| topic.config.get("retention.ms")?.parse().ok());
+    // -1: for ever.
+    let Some(retention_ms) = retention_ms.filter(|ms: &i64| *ms > 0) else { return Ok(0.0) };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+    retention::used(admin, &reader.group, &reader.topic, retention_ms, now).await
+}
+
+/// Says once that a person must act, and once that it is over.
+fn alarm(health: &Health, reader: &Reader, share: f64) {
+    let Reader { role, topic, .. } = reader;
+    let alarming = share >= retention::ALARMING;
+    let known = health.warnings().iter().any(|warning| warning.part == *role);
+    match (alarming, known) {
+        (true, false) => tracing::warn!(role, topic, share, "lag near the retention: records will be lost unread"),
+        (false, true) => tracing::info!(role, topic, "lag is no longer near the retention"),
+        _ => {}
+    }
+    let warning = alarming.then(|| {
+        format!(
+            "it has not read records of {topic} that have used {share} of the retention: add processes, or raise \
+             retention.ms of the topic, before they are lost"
+        )
+    });
+    health.warn(role, warning);
 }
 
 fn ticks(every: Duration) -> tokio::time::Interval {

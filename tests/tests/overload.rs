@@ -1,0 +1,152 @@
+//! More comes in than goes out: the fast tier takes over and gives back, and a reader that is about to lose what it has
+//! not read is told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use processors::{AnyStage, Config, Failure, Limits, Options, Stage, Status, Surroundings, TierPolicy};
+use schemas::slice::EmotionSlice;
+use schemas::topic::{TURNS_ENRICHED, TURNS_RECEIVED};
+use schemas::{Tier, Turn};
+use store::context::Contexts;
+use store::log::{Admin, Producer, ProducerLimits, Record};
+use tests::{Log, PATIENCE, now, turn};
+use tokio_util::sync::CancellationToken;
+use undertone::retention;
+use undertone::telemetry::Metrics;
+
+/// A stage that adds nothing.
+struct Nothing;
+
+impl Stage for Nothing {
+    type Slice = EmotionSlice;
+
+    fn name(&self) -> &'static str {
+        "nothing"
+    }
+
+    fn infer(&self, _: &mut [Turn]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn fold(&self, _: &mut EmotionSlice, _: &mut Turn) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// Appends turns as if they had come in so long ago.
+async fn say(log: &Log, ids: std::ops::Range<usize>, ago: Duration) {
+    let producer = Producer::connect(&log.kafka, &ProducerLimits::default()).unwrap();
+    for id in ids {
+        let turn = turn("a", &id.to_string(), "hello");
+        let record = Record {
+            topic: TURNS_RECEIVED.to_owned(),
+            partition: None,
+            key: Some(turn.conversation.clone().into_bytes()),
+            value: Some(log.codec.encode(&turn).unwrap()),
+            headers: Vec::new(),
+            timestamp: now() - ago.as_millis() as i64,
+        };
+        producer.append(record).await.unwrap();
+    }
+}
+
+/// The value of a metric; `None` if it is not there.
+fn value(metrics: &Metrics, line: &str) -> Option<f64> {
+    let text = metrics.text().unwrap();
+    text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lag_over_its_bound_gives_the_fast_tier_and_the_full_one_comes_back() {
+    const BOUND: Duration = Duration::from_secs(600);
+    let log = Log::start(1, &[]).await;
+    let metrics = Metrics::new();
+    let config = Config {
+        group: "test".to_owned(),
+        instance: "0".to_owned(),
+        stages: Vec::new(),
+        tier: TierPolicy::Degrade { lag_ms_max: BOUND.as_millis() as i64 },
+        models: "unused".into(),
+        onnxruntime: "unused".into(),
+        options: Options::default(),
+        limits: Limits { session_timeout: Duration::from_secs(6), ..Limits::default() },
+    };
+    let shutdown = CancellationToken::new();
+    let around = Surroundings {
+        kafka: log.kafka.clone(),
+        contexts: Contexts::in_memory().await.unwrap(),
+        codec: Arc::clone(&log.codec),
+        meter: metrics.meter(),
+        status: Arc::new(Status::default()),
+        shutdown: shutdown.clone(),
+    };
+    let load = || Ok(vec![Box::new(Nothing) as Box<dyn AnyStage>]);
+    let role = tokio::spawn(processors::run_stages(config, &["nothing"], load, around));
+    let tiers = async |count| {
+        let turns = log.read::<Turn>(TURNS_ENRICHED, count).await;
+        turns.into_iter().map(|(_, turn)| turn.tier.unwrap()).collect::<Vec<_>>()
+    };
+    say(&log, 0..2, Duration::ZERO).await;
+    assert_eq!(tiers(2).await, [Tier::Full; 2]);
+    assert_eq!(value(&metrics, "undertone_processors_degraded"), Some(0.0), "{}", metrics.text().unwrap());
+
+    say(&log, 2..4, 2 * BOUND).await;
+    assert_eq!(tiers(4).await[2..], [Tier::Fast; 2], "every turn that waited too long, and its part, records it");
+    let switched = "undertone_processors_tier_switches_total{tier=\"fast\"}";
+    assert!(value(&metrics, switched) >= Some(1.0), "{}", metrics.text().unwrap());
+
+    // Between half of the bound and the bound nothing changes back and forth; below, full comes back.
+    say(&log, 4..6, Duration::ZERO).await;
+    assert_eq!(tiers(6).await[4..], [Tier::Full; 2]);
+    let back = async {
+        while value(&metrics, "undertone_processors_degraded") != Some(0.0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, back).await.expect("the metric says so too");
+    assert!(value(&metrics, "undertone_processors_tier_switches_total{tier=\"full\"}") >= Some(1.0));
+    shutdown.cancel();
+    tokio::time::timeout(PATIENCE, role).await.expect("it ends").unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_retention_is_about_to_overtake_is_known_from_the_log_alone() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    const RETENTION: Duration = Duration::from_secs(100 * 3600);
+    let log = Log::start(1, &[]).await;
+    let admin = Admin::connect(&log.kafka).unwrap();
+    let used = async || {
+        let retention_ms = RETENTION.as_millis() as i64;
+        retention::used(&admin, "slow", TURNS_RECEIVED, retention_ms, now()).await.unwrap()
+    };
+    assert_eq!(used().await, 0.0, "nothing is there to lose");
+    say(&log, 0..1, 80 * HOUR).await;
+    say(&log, 1..2, 30 * HOUR).await;
+    say(&log, 2..3, HOUR).await;
+    assert_eq!(used().await, 0.75);
+    let commit = async |offset: i64| {
+        let kafka = log.kafka.clone();
+        let work = move || {
+            use store::log::transact::{Event, Settings, Transactor};
+            let settings = Settings {
+                group: "slow".to_owned(),
+                topic: TURNS_RECEIVED.to_owned(),
+                transactional_id: "slow".to_owned(),
+                transaction_timeout: Duration::from_secs(10),
+                session_timeout: Duration::from_secs(6),
+                work_time_max: Duration::from_secs(60),
+                fetch_ahead_bytes_max: 1 << 20,
+            };
+            let mut member = Transactor::connect(&kafka, &settings).unwrap();
+            while !matches!(member.poll(Duration::from_millis(50)), Ok(Some(Event::Assigned(_)))) {}
+            member.commit(&[], &BTreeMap::from([(0, offset)])).unwrap();
+        };
+        tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(work)).await.expect("in time").unwrap();
+    };
+    for (offset, share) in [(1, 0.25), (2, 0.0), (3, 0.0)] {
+        commit(offset).await;
+        assert_eq!(used().await, share, "at offset {offset}");
+    }
+}

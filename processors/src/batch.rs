@@ -1,7 +1,9 @@
 //! From messages to turns and back to records: what a chain admits, what it rejects, what it writes. Pure.
 
 use schemas::topic::{REJECTS, TEXT_BYTES_MAX, TURN_BYTES_MAX};
-use schemas::{Codec, DecodeError, EncodeError, Envelope, Header, Reason, Reject, Stamp, Tier, TraceParent, Turn};
+use schemas::{
+    Codec, DecodeError, EncodeError, Envelope, Header, Reason, Reject, Stamp, Tier, TraceParent, Turn, reject,
+};
 use store::log::{Message, Record};
 use uuid::Uuid;
 
@@ -148,7 +150,7 @@ pub fn rejection(codec: &Codec, refused: &Refused, message: Message, now: i64) -
         stage: "processors".to_owned(),
         reason: refused.reason.name().to_owned(),
         detail: refused.detail.clone(),
-        attempt: 1,
+        attempt: reject::attempt(headers.iter().map(|(name, value)| (name.as_str(), value.as_slice()))),
         source: None,
         bot: None,
         topic: Some(topic.to_string()),

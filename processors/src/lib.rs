@@ -34,7 +34,7 @@ pub use batch::TierPolicy;
 pub use chain::Chain;
 pub use model::{Models, Options};
 pub use plan::{Plan, PlanError, plan};
-pub use runner::{KILLS_MAX, Limits, RunError};
+pub use runner::{KILLS_MAX, Limits, RejectsBound, RunError};
 pub use stage::{AnyStage, Failure, Stage};
 pub use status::Status;
 
@@ -121,6 +121,7 @@ pub async fn run_stages(
             contexts: around.contexts,
             codec: around.codec,
             meters: meters::Meters::new(&around.meter),
+            recent: Default::default(),
             status: around.status,
             shutdown: around.shutdown,
             runtime,

@@ -11,6 +11,7 @@
 //!
 //! It blocks, so it lives on a thread of its own; the stores are asynchronous and are waited for.
 
+mod bound;
 mod error;
 mod work;
 
@@ -25,6 +26,8 @@ use store::log::{Kafka, LogError, Message};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use self::bound::Recent;
+pub use self::bound::RejectsBound;
 use self::error::Interrupted;
 pub use self::error::RunError;
 use self::work::Worked;
@@ -64,6 +67,8 @@ pub struct Limits {
     pub aborts_max: u32,
     /// How long a start waits for brokers and topics.
     pub start_wait_max: Duration,
+    /// Rejects among the last turns over which the role stops.
+    pub rejects: RejectsBound,
 }
 
 impl Default for Limits {
@@ -77,6 +82,7 @@ impl Default for Limits {
             work_time_max: Duration::from_secs(300),
             aborts_max: 20,
             start_wait_max: Duration::from_secs(60),
+            rejects: RejectsBound::default(),
         }
     }
 }
@@ -110,6 +116,7 @@ pub(crate) struct Runner {
     pub(crate) contexts: Contexts,
     pub(crate) codec: Arc<Codec>,
     pub(crate) meters: Meters,
+    pub(crate) recent: Recent,
     pub(crate) status: Arc<Status>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) runtime: Handle,
@@ -121,6 +128,7 @@ impl Runner {
         let Some(mut transactor) = self.connect()? else { return Ok(()) };
         let mut owned: BTreeMap<i32, Owned> = BTreeMap::new();
         let mut last_tier = Tier::Full;
+        self.meters.degraded(false);
         let mut aborts = 0;
         let mut asked = Instant::now();
         while !self.shutdown.is_cancelled() {
@@ -133,7 +141,10 @@ impl Runner {
                     }
                     continue;
                 }
-                Collected::Nothing => self.pass_marks(&mut transactor, &mut owned),
+                Collected::Nothing => {
+                    self.choose_tier(&mut last_tier, 0);
+                    self.pass_marks(&mut transactor, &mut owned)
+                }
                 Collected::Misplaced(cause) => Err(Interrupted::Dropped(cause)),
                 Collected::Batch(messages) => self.work(&mut transactor, &mut owned, messages, &mut last_tier),
                 Collected::Revoked => {

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use crate::registry::{Kind, REGISTERED, latest};
 use crate::slice::{EmotionSlice, EncodeSlice, Sequence};
 use crate::topic::REJECT_BYTES_MAX;
-use crate::{Delivery, Feedback, Reject, Reply, Turn};
+use crate::{Delivery, Feedback, Redrive, Reject, Reply, Turn};
 use write::Plan;
 
 const MAGIC: u8 = 0;
@@ -32,7 +32,7 @@ pub trait Payload: Serialize + DeserializeOwned {
 macro_rules! payloads {
     ($($kind:ident),*) => { $(impl Payload for $kind { const KIND: Kind = Kind::$kind; })* };
 }
-payloads!(Turn, Reject, Reply, Delivery, Feedback, Sequence, EncodeSlice, EmotionSlice);
+payloads!(Turn, Reject, Reply, Delivery, Feedback, Redrive, Sequence, EncodeSlice, EmotionSlice);
 
 /// Why a value could not be written: a fault of ours, the value does not fit its schema.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! What travels through Undertone: turns and their parts, rejects, replies, deliveries and feedback as Avro in the
+//! What travels through Undertone: turns and their parts, rejects, redrives, replies, deliveries and feedback as Avro in the
 //! Confluent wire format, the topics they travel on, and the headers beside them.
 //!
 //! This crate does no I/O and reads no clock; it is the one place that names `apache-avro`.
@@ -13,6 +13,7 @@ mod registry;
 pub mod reject;
 pub mod reply;
 pub mod slice;
+pub mod time;
 pub mod topic;
 pub mod turn;
 
@@ -21,6 +22,6 @@ pub use envelope::{Envelope, TraceParent};
 pub use feedback::Feedback;
 pub use part::{Ekman, Embedding, Emotion, Encoding, GoEmotions, Mood, Provenance, Tier};
 pub use registry::{Kind, REGISTERED, Registered, latest};
-pub use reject::{Header, Reason, Reject};
+pub use reject::{Header, Reason, Redrive, Reject};
 pub use reply::{Delivery, Reply};
 pub use turn::{Sender, Skipped, Stamp, Turn, turn_id};

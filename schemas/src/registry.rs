@@ -14,6 +14,8 @@ pub enum Kind {
     Delivery,
     /// [`crate::Feedback`].
     Feedback,
+    /// [`crate::Redrive`].
+    Redrive,
     /// [`crate::slice::Sequence`].
     Sequence,
     /// [`crate::slice::EncodeSlice`].
@@ -24,12 +26,13 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Turn,
         Kind::Reject,
         Kind::Reply,
         Kind::Delivery,
         Kind::Feedback,
+        Kind::Redrive,
         Kind::Sequence,
         Kind::EncodeSlice,
         Kind::EmotionSlice,
@@ -43,6 +46,7 @@ impl Kind {
             Kind::Reply => "reply",
             Kind::Delivery => "delivery",
             Kind::Feedback => "feedback",
+            Kind::Redrive => "redrive",
             Kind::Sequence => "sequence",
             Kind::EncodeSlice => "encode_slice",
             Kind::EmotionSlice => "emotion_slice",
@@ -84,6 +88,7 @@ pub const REGISTERED: &[Registered] = history! {
     6 Sequence 1 "sequence.1.avsc";
     7 EncodeSlice 1 "encode_slice.1.avsc";
     8 EmotionSlice 1 "emotion_slice.1.avsc";
+    9 Redrive 1 "redrive.1.avsc";
 };
 
 /// The version that is written today.

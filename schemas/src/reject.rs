@@ -1,4 +1,5 @@
-//! A reject: an input that is at fault, with its raw bytes, where it came from and why. The dead letter.
+//! A reject: an input that is at fault, with its raw bytes, where it came from and why (the dead letter); and the note
+//! that it was driven in again.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -38,6 +39,38 @@ pub struct Reject {
     pub raw: Vec<u8>,
 }
 
+/// The header that numbers the tries of a record that was driven in again: 2 for the first time.
+pub const ATTEMPT_HEADER: &str = "undertone-attempt";
+
+/// The number of the try that a record with these headers is: 1 unless it was driven in again.
+pub fn attempt<'a>(headers: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> i32 {
+    let value = headers.into_iter().find(|(name, _)| *name == ATTEMPT_HEADER).map(|(_, value)| value);
+    let number = value.and_then(|value| std::str::from_utf8(value).ok()).and_then(|text| text.parse().ok());
+    number.filter(|number| *number > 0).unwrap_or(1)
+}
+
+/// A reject that was driven in again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redrive {
+    /// The reject's id.
+    pub id: Uuid,
+    /// When it was driven in again, in milliseconds since the Unix epoch.
+    pub at: i64,
+    /// When the reject was rejected, in milliseconds since the Unix epoch.
+    pub rejected_at: i64,
+    /// The reject's partition in the topic of rejects.
+    pub partition: i32,
+    /// The reject's offset there.
+    pub offset: i64,
+    /// The number of this try, the first having been the one that was rejected.
+    pub attempt: i32,
+    /// What came of it: `record` (the bytes as they were), `turn`, `feedback`, `nothing` (the parser knows it now, and
+    /// keeps nothing of it) or `rejected` (the parser rejects it still).
+    pub outcome: String,
+    /// Where the record that came of it was written.
+    pub topic: Option<String>,
+}
+
 /// A header of a rejected record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
@@ -75,6 +108,20 @@ impl Reason {
             Reason::Invalid => "invalid",
             Reason::Oversized => "oversized",
             Reason::Killer => "killer",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_was_never_driven_in_again_is_the_first_attempt() {
+        assert_eq!(attempt([]), 1);
+        assert_eq!(attempt([("correlationid", &b"7"[..]), (ATTEMPT_HEADER, &b"3"[..])]), 3);
+        for odd in ["", "x", "-1", "0", "99999999999"] {
+            assert_eq!(attempt([(ATTEMPT_HEADER, odd.as_bytes())]), 1, "{odd}");
         }
     }
 }

@@ -38,6 +38,8 @@ pub const DELIVERIES: &str = "undertone.deliveries.v1";
 pub const FEEDBACK: &str = "undertone.feedback.v1";
 /// Inputs at fault.
 pub const REJECTS: &str = "undertone.rejects.v1";
+/// Which of them were driven in again.
+pub const REDRIVES: &str = "undertone.redrives.v1";
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
@@ -58,6 +60,7 @@ pub fn kind(topic: &str) -> Option<Kind> {
         DELIVERIES => Some(Kind::Delivery),
         FEEDBACK => Some(Kind::Feedback),
         REJECTS => Some(Kind::Reject),
+        REDRIVES => Some(Kind::Redrive),
         _ if topic.starts_with("undertone.turns.") && topic.ends_with(".v1") => Some(Kind::Turn),
         _ => None,
     }
@@ -80,6 +83,9 @@ pub fn wanted(cuts: &[&str]) -> Vec<Topic> {
     topics.push(other(DELIVERIES, Kind::Delivery, 7, TURN_BYTES_MAX));
     topics.push(other(FEEDBACK, Kind::Feedback, 7, TURN_BYTES_MAX));
     topics.push(other(REJECTS, Kind::Reject, 30, REJECT_BYTES_MAX));
+    // Kept for much longer than rejects: a segment goes as a whole, so a reject may outlive its time by as long as a
+    // segment takes to fill, and must not be taken for an open one then.
+    topics.push(other(REDRIVES, Kind::Redrive, 90, TURN_BYTES_MAX));
     topics
 }
 

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use schemas::slice::{EmotionSlice, EncodeSlice, Sequence};
-use schemas::{Codec, DecodeError, Delivery, Feedback, Kind, Payload, Reject, Reply, Turn};
+use schemas::{Codec, DecodeError, Delivery, Feedback, Kind, Payload, Redrive, Reject, Reply, Turn};
 
 fn avro(folder: &str, kind: Kind, extension: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("avro").join(folder).join(format!("{}.{extension}", kind.name()))
@@ -43,6 +43,7 @@ fn every_kind_is_written_as_it_was_committed() {
     check::<Reply>();
     check::<Delivery>();
     check::<Feedback>();
+    check::<Redrive>();
     check::<Sequence>();
     check::<EncodeSlice>();
     check::<EmotionSlice>();

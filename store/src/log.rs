@@ -14,6 +14,7 @@ pub mod group;
 pub mod producer;
 pub mod tail;
 pub mod transact;
+pub mod transactional;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub use error::{AppendError, LogError};
 pub use group::{GroupReader, Joining};
 pub use producer::{Producer, ProducerLimits};
 pub use tail::{From, Tail};
+pub use transactional::TransactionalProducer;
 
 /// How to reach the log.
 #[derive(Clone, PartialEq, Eq)]

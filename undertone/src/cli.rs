@@ -6,6 +6,7 @@ mod commands;
 mod doctor;
 mod eval;
 mod models;
+mod rejects;
 mod serve;
 
 use std::io::Write as _;
@@ -95,6 +96,9 @@ enum Command {
     /// Show or rebuild what is known of conversations.
     #[command(subcommand)]
     Contexts(ContextsCommand),
+    /// List, show or drive in again the inputs at fault, while the log runs.
+    #[command(subcommand)]
+    Rejects(rejects::RejectsCommand),
     /// Measure the program beside a peer or a limit, or kill it and count.
     Bench {
         #[command(subcommand)]
@@ -231,6 +235,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Contexts(ContextsCommand::Rebuild) => models::contexts_rebuild(settings.load()?),
         Command::Bench { command, json } => bench::bench(settings, &command, json),
+        Command::Rejects(command) => rejects::rejects(&settings.load()?, command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "undertone", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -37,6 +37,8 @@ pub struct Config {
     pub telegram: Telegram,
     /// The model stages.
     pub processors: Processors,
+    /// The inputs at fault.
+    pub rejects: Rejects,
     /// The store of contexts.
     pub context: Context,
     /// The store of turns.
@@ -137,6 +139,8 @@ pub struct Ingest {
     pub body_bytes_max: usize,
     /// Patience with the log, in milliseconds.
     pub acknowledge_ms_max: u64,
+    /// Bytes that intake holds for the log at a time.
+    pub in_flight_bytes_max: usize,
     /// Intake stops below this much free disk, in bytes.
     pub disk_free_bytes_min: u64,
     /// Most open sockets that bring turns.
@@ -191,6 +195,18 @@ pub struct Processors {
     pub batch_turns_max: usize,
     /// Longest open transaction, in seconds.
     pub transaction_seconds_max: u64,
+    /// Share of rejects among the last turns over which the role stops.
+    pub rejects_share_max: f64,
+    /// How many last turns are looked at; 0: none, and the role never stops for it.
+    pub rejects_window_turns: usize,
+}
+
+/// `[rejects]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rejects {
+    /// Tries after which an input at fault is not driven in again.
+    pub attempts_max: i32,
 }
 
 /// Which models serve.
@@ -263,6 +279,8 @@ pub struct Models {
 pub struct Shutdown {
     /// Longest clean stop, in seconds.
     pub drain_seconds_max: u64,
+    /// How far apart clients are told to come back, in milliseconds.
+    pub reconnect_spread_ms: u64,
 }
 
 /// `[log]`.
@@ -345,6 +363,7 @@ impl Config {
             ("broker", "group_offsets_days", self.broker.group_offsets_days as i64),
             ("ingest", "body_bytes_max", self.ingest.body_bytes_max as i64),
             ("ingest", "acknowledge_ms_max", self.ingest.acknowledge_ms_max as i64),
+            ("ingest", "in_flight_bytes_max", self.ingest.in_flight_bytes_max as i64),
             ("http", "connections_max", self.http.connections_max as i64),
             ("http", "header_read_seconds_max", self.http.header_read_seconds_max as i64),
             ("ingest", "sockets_max", i64::from(self.ingest.sockets_max)),
@@ -356,11 +375,18 @@ impl Config {
             ("processors", "transaction_seconds_max", self.processors.transaction_seconds_max as i64),
             ("kafka", "session_seconds_max", self.kafka.session_seconds_max as i64),
             ("broker", "session_seconds_min", self.broker.session_seconds_min as i64),
+            ("rejects", "attempts_max", i64::from(self.rejects.attempts_max)),
         ];
         for (section, key, value) in positive {
             if value < 1 {
                 return conflict(format!("[{section}] {key} = {value} is too small"), "give 1 or more".to_owned());
             }
+        }
+        if !(0.0..=1.0).contains(&self.processors.rejects_share_max) {
+            return conflict(
+                format!("[processors] rejects_share_max = {} is no share", self.processors.rejects_share_max),
+                "give a number from 0 to 1".to_owned(),
+            );
         }
         for (section, key, text) in [
             ("kafka", "instance", &self.kafka.instance),

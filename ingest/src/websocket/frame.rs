@@ -5,11 +5,9 @@
 //!
 //! A frame is one object, `{"batch": […]}`, or a bare array of objects.
 
-use schemas::{Sender, TraceParent, Turn};
+use schemas::{Sender, TraceParent, Turn, time};
 use serde::Serialize;
 use serde_json::{Map, Value};
-
-use super::time;
 
 /// Name of the source in turns.
 pub(crate) const WEBSOCKET: &str = "websocket";

@@ -39,6 +39,24 @@ pub enum RunError {
     /// A bug.
     #[error("the processors' thread panicked: report it with the lines above")]
     Panicked,
+    /// So many turns are at fault that the release or a producer must be.
+    #[error(
+        "{at_fault} of the last {window} turns are at fault, more than [processors] rejects_share_max = {share_max} \
+         allows, the last one because of: {detail}. What was not committed stays in {topic}; look at `undertone rejects \
+         list`, then mend the producer, go back to the release before, or raise rejects_share_max, and start again"
+    )]
+    Rejecting {
+        /// How many.
+        at_fault: usize,
+        /// Of how many.
+        window: usize,
+        /// The bound.
+        share_max: f64,
+        /// What is wrong with the last one.
+        detail: String,
+        /// The topic that is not drained.
+        topic: String,
+    },
     /// A message between two chains is at fault.
     #[error("{topic} partition {partition} offset {offset}: {detail}")]
     Between {

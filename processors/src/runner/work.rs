@@ -9,7 +9,7 @@ use store::log::{Message, Record};
 
 use super::error::{Interrupted, RunError};
 use super::{KILLS_MAX, Owned, Runner, now};
-use crate::batch::{Place, Refused, admit, rejection};
+use crate::batch::{Place, Refused, TierPolicy, admit, rejection};
 use crate::chain::{Conversation, Folded};
 
 /// What a round of work did.
@@ -29,22 +29,29 @@ impl Runner {
     ) -> Result<Worked, Interrupted> {
         let started = now();
         let oldest = messages.iter().map(|message| message.timestamp).min().unwrap_or(started);
-        *last_tier = self.tier.choose(*last_tier, started - oldest);
+        self.choose_tier(last_tier, started - oldest);
         let mut next: BTreeMap<i32, i64> = BTreeMap::new();
         let mut records = Vec::with_capacity(messages.len());
         let (mut turns, mut places) = (Vec::with_capacity(messages.len()), Vec::with_capacity(messages.len()));
+        let (mut faults, mut last_fault) = (Vec::with_capacity(messages.len()), String::new());
         for message in messages {
             next.insert(message.partition, message.offset + 1);
             let kills = self.alone_in_work(owned, &message)?;
             match self.admit(&message, kills, *last_tier) {
                 Ok((turn, place)) if kills >= KILLS_MAX => records.push(self.pass_on(turn, &place, started)?),
                 Ok((turn, place)) => {
+                    faults.push(false);
                     turns.push(turn);
                     places.push(place);
                 }
-                Err(refused) => records.push(self.reject(&refused, message, started)?),
+                Err(refused) => {
+                    faults.push(refused.reason != Reason::Killer);
+                    records.push(self.reject(&refused, message, started)?);
+                    last_fault = refused.detail;
+                }
             }
         }
+        self.stop_rejecting(&faults, last_fault)?;
         self.chain.infer(&mut turns).map_err(RunError::from)?;
         let mut work: BTreeMap<i32, Vec<(Turn, Place)>> = next.keys().map(|p| (*p, Vec::new())).collect();
         for (turn, place) in turns.into_iter().zip(places) {
@@ -55,6 +62,7 @@ impl Runner {
             self.save(owned, partition, next[&partition], writes)?;
         }
         transactor.commit(&records, &next)?;
+        self.recent.note(self.limits.rejects, &faults);
         self.meters.committed(&records, started, now());
         self.advance(owned, &next)
     }
@@ -145,6 +153,37 @@ impl Runner {
             "message rejected"
         );
         Ok(rejection(&self.codec, refused, message, now)?)
+    }
+
+    /// Chooses the tier of new turns by how long the oldest of them has waited; nothing to do is no wait.
+    pub(super) fn choose_tier(&self, last_tier: &mut Tier, lag_ms: i64) {
+        let tier = self.tier.choose(*last_tier, lag_ms);
+        if tier == *last_tier {
+            return;
+        }
+        *last_tier = tier;
+        let TierPolicy::Degrade { lag_ms_max } = self.tier else { return };
+        self.meters.degraded(tier == Tier::Fast);
+        self.meters.switched(tier);
+        match tier {
+            Tier::Fast => tracing::warn!(lag_ms, lag_ms_max, "lag over its bound: new turns get the fast tier"),
+            Tier::Full => tracing::info!(lag_ms, "lag is gone: new turns get the full tier again"),
+        }
+    }
+
+    /// Fails the role before it drains the topic into the rejects.
+    fn stop_rejecting(&self, faults: &[bool], detail: String) -> Result<(), RunError> {
+        let bound = self.limits.rejects;
+        match self.recent.over(bound, faults) {
+            None => Ok(()),
+            Some(at_fault) => Err(RunError::Rejecting {
+                at_fault,
+                window: bound.window_turns,
+                share_max: bound.share_max,
+                detail,
+                topic: self.plan.input.clone(),
+            }),
+        }
     }
 
     /// Folds the turns of a partition, in order, and appends what they became to `records`. Returns the slices to

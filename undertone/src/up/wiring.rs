@@ -149,6 +149,10 @@ impl Given {
                 batch_turns_max: config.batch_turns_max,
                 session_timeout: Duration::from_secs(self.config.kafka.session_seconds_max),
                 transaction_timeout: Duration::from_secs(config.transaction_seconds_max),
+                rejects: processors::RejectsBound {
+                    window_turns: config.rejects_window_turns,
+                    share_max: config.rejects_share_max,
+                },
                 ..processors::Limits::default()
             },
         })
@@ -213,6 +217,7 @@ impl Given {
             hub_turns_max: config.hub_turns_max,
             hub_bytes_max: config.hub_bytes_max,
             hosts_allowed: self.config.http.hosts_allowed.clone(),
+            reconnect_spread: Duration::from_millis(self.config.shutdown.reconnect_spread_ms),
             ..api::Config::default()
         }
     }
@@ -229,6 +234,8 @@ impl Given {
                 .collect(),
             body_bytes_max: config.ingest.body_bytes_max,
             acknowledge_within: Duration::from_millis(config.ingest.acknowledge_ms_max),
+            in_flight_bytes_max: config.ingest.in_flight_bytes_max,
+            reconnect_spread: Duration::from_millis(config.shutdown.reconnect_spread_ms),
             disk_free_bytes_min: config.ingest.disk_free_bytes_min,
             data_dir: config.is_embedded().then(|| config.broker_dir()),
             origins_allowed: config.ingest.origins_allowed.clone(),
@@ -238,7 +245,7 @@ impl Given {
             },
             ..ingest::Config::default()
         };
-        let producer = Producer::connect(&self.kafka, &ProducerLimits::default()).context("connect the intake")?;
+        let producer = Producer::connect(&self.kafka, &settings.producer_limits()).context("connect the intake")?;
         let ingest = Ingest::new(settings, producer, Arc::clone(&self.codec), &self.meter);
         self.health.set(Role::Ingest.name(), State::Ready);
         let (watched, failed) = (ingest.clone(), self.failed.clone());

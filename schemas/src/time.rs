@@ -1,9 +1,9 @@
-//! Times as clients write them: RFC 3339 to milliseconds since the Unix epoch. The other way stands in
-//! `schemas::envelope`. A leap second counts as the first of the next minute; fractions finer than a millisecond are
+//! Times as people and clients write them: RFC 3339 to milliseconds since the Unix epoch. The other way stands in
+//! [`crate::envelope`]. A leap second counts as the first of the next minute; fractions finer than a millisecond are
 //! cut.
 
 /// Milliseconds since the Unix epoch of an RFC 3339 time; `None` if it is not one.
-pub(super) fn milliseconds(text: &str) -> Option<i64> {
+pub fn milliseconds(text: &str) -> Option<i64> {
     let bytes = text.as_bytes();
     let separators = [(4, b"-"), (7, b"-"), (13, b":"), (16, b":")];
     if !text.is_ascii() || separators.iter().any(|(at, byte)| bytes.get(*at) != Some(&byte[0])) {
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn what_the_house_writes_it_reads_back() {
         for ms in (0..4_000_000_000_000).step_by(8_640_000_077) {
-            assert_eq!(milliseconds(&schemas::envelope::rfc3339(ms)), Some(ms));
+            assert_eq!(milliseconds(&crate::envelope::rfc3339(ms)), Some(ms));
         }
     }
 }

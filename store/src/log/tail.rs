@@ -35,6 +35,7 @@ pub struct Tail {
     /// `Some` until it is dropped.
     consumer: Option<Arc<StreamConsumer<Logged>>>,
     partitions: Vec<i32>,
+    ends_when_opened: BTreeMap<i32, i64>,
     positions: BTreeMap<i32, i64>,
 }
 
@@ -58,10 +59,12 @@ impl Tail {
             topic: Arc::from(topic),
             consumer: Some(consumer),
             partitions: Vec::new(),
+            ends_when_opened: BTreeMap::new(),
             positions: BTreeMap::new(),
         };
         let edges = tail.first_edges().await?;
         tail.partitions = edges.keys().copied().collect();
+        tail.ends_when_opened = edges.iter().map(|(&partition, &(_, high))| (partition, high)).collect();
         let mut wanted = TopicPartitionList::with_capacity(edges.len());
         for (&partition, &(low, high)) in &edges {
             let offset = start(&from, topic, partition, low, high)?;
@@ -104,6 +107,12 @@ impl Tail {
     /// The brokers did not answer.
     pub async fn ends(&self) -> Result<BTreeMap<i32, i64>, LogError> {
         Ok(self.edges().await?.into_iter().map(|(partition, (_, high))| (partition, high)).collect())
+    }
+
+    /// As [`Tail::ends`] when the tail was opened. Asked for later, each partition's answer waits behind a fetch that
+    /// waits for records, half a second where there are none.
+    pub fn ends_when_opened(&self) -> &BTreeMap<i32, i64> {
+        &self.ends_when_opened
     }
 
     /// The offset of the next record to read, by partition. At the end of a topic it equals [`Tail::ends`], the marks

@@ -219,7 +219,7 @@ impl Node {
             return refused(ResponseError::InvalidTopicException, message);
         }
         if self.topic(name).is_some() {
-            return refused(ResponseError::TopicAlreadyExists, format!("topic {name} exists"));
+            return refused(ResponseError::TopicAlreadyExists, format!("topic {name} already exists"));
         }
         let partitions = if partitions == -1 { 1 } else { partitions };
         if partitions < 1 {

@@ -38,11 +38,24 @@ impl Phase {
 const CONSUMER: &str = "consumer";
 
 /// The topics that a consumer's metadata names.
-fn subscription(mut metadata: Bytes) -> Option<Vec<String>> {
+fn subscription(mut metadata: Bytes) -> Option<BTreeSet<String>> {
     let version = metadata.try_get_i16().ok()?;
     let version = version.min(ConsumerProtocolSubscription::VERSIONS.max);
     let subscription = ConsumerProtocolSubscription::decode(&mut metadata, version).ok()?;
     Some(subscription.topics.iter().map(|topic| topic.to_string()).collect())
+}
+
+/// Whether a member that comes back wants the same topics by the group's strategy. Its metadata may differ otherwise: it
+/// also names the generation that the member knew.
+fn reads_the_same(before: &[(String, Bytes)], after: &[(String, Bytes)], protocol: &str) -> bool {
+    let of = |protocols: &[(String, Bytes)]| {
+        protocols.iter().find(|(name, _)| name == protocol).map(|(_, metadata)| metadata.clone())
+    };
+    match (of(before), of(after)) {
+        (Some(before), Some(after)) if before == after => true,
+        (Some(before), Some(after)) => subscription(before).is_some_and(|topics| subscription(after) == Some(topics)),
+        _ => false,
+    }
 }
 
 pub(crate) struct Group {
@@ -202,9 +215,12 @@ impl Group {
         if let Some(waiting) = member.sync.take() {
             let _ = waiting.send(Err(ResponseError::FencedInstanceId));
         }
-        let unchanged = member.protocols == join.protocols;
+        let unchanged = reads_the_same(&member.protocols, &join.protocols, &self.protocol);
         let led = self.leader == old;
         member.heard = now;
+        if unchanged {
+            member.protocols.clone_from(&join.protocols);
+        }
         self.members.insert(new.clone(), member);
         if led {
             self.leader.clone_from(&new);

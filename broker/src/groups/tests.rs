@@ -10,6 +10,7 @@ struct Scene {
     after: Duration,
     ids: u32,
     skips_assignment: bool,
+    metadata: Bytes,
 }
 
 impl Scene {
@@ -27,6 +28,7 @@ impl Scene {
             after: Duration::ZERO,
             ids: 0,
             skips_assignment: false,
+            metadata: Bytes::from_static(b"topics"),
         }
     }
 
@@ -47,7 +49,7 @@ impl Scene {
             instance: instance.map(str::to_owned),
             client: "c".to_owned(),
             protocol_type: "consumer".to_owned(),
-            protocols: vec![("range".to_owned(), Bytes::from_static(b"topics"))],
+            protocols: vec![("range".to_owned(), self.metadata.clone())],
             session_timeout: SESSION,
             rebalance_timeout: SESSION * 2,
             asks_twice: false,
@@ -134,6 +136,29 @@ fn a_static_leader_that_comes_back_is_told_that_the_assignment_stays() {
     assert_eq!((again.generation, again.members.len()), (first.generation, 2));
     assert!(again.skip_assignment && again.leader == again.member && again.member != first.member);
     assert_eq!(there(scene.sync(&again, &[])).unwrap().assignment, "A");
+}
+
+/// A consumer's metadata: the topics that it wants, and the generation that it knew.
+fn subscribed(topic: &'static str, generation: i32) -> Bytes {
+    use kafka_protocol::messages::ConsumerProtocolSubscription;
+    use kafka_protocol::protocol::{Encodable as _, StrBytes};
+    let subscription = ConsumerProtocolSubscription::default().with_topics(vec![StrBytes::from_static_str(topic)]);
+    let mut bytes = bytes::BytesMut::from(&2_i16.to_be_bytes()[..]);
+    subscription.with_generation_id(generation).encode(&mut bytes, 2).unwrap();
+    bytes.freeze()
+}
+
+#[test]
+fn a_static_member_that_wants_the_same_topics_comes_back_quietly_and_one_that_wants_others_does_not() {
+    let mut scene = Scene::new();
+    scene.metadata = subscribed("t", 5);
+    let (_, second) = scene.pair([Some("one"), Some("two")]);
+    scene.metadata = subscribed("t", -1);
+    let back = there(scene.join("", Some("two"))).unwrap();
+    assert_eq!(back.generation, second.generation);
+    assert!(scene.beat(&back).is_ok());
+    scene.metadata = subscribed("another", -1);
+    assert!(matches!(scene.join("", Some("two")), Reply::Later(_)), "the others join a new generation");
 }
 
 #[test]

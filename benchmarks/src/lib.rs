@@ -5,7 +5,6 @@
 
 pub mod broker;
 pub mod faults;
-pub mod pipeline;
 pub mod texts;
 
 /// What a run of a benchmark came to.

@@ -16,8 +16,6 @@ pub(super) enum BenchCommand {
     Broker(benchmarks::broker::Options),
     /// Kill, stop and add processes under load; then count what was lost, doubled or out of order.
     Faults(benchmarks::faults::Options),
-    /// Throughput and latency from ingest to stream, beside bare peers.
-    Pipeline(benchmarks::pipeline::Options),
 }
 
 pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> anyhow::Result<ExitCode> {
@@ -34,7 +32,6 @@ pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> 
                 let _ = writeln!(std::io::stderr(), "{line}");
             })
         }
-        BenchCommand::Pipeline(options) => benchmarks::pipeline::run(options),
     }?;
     if json {
         say(&serde_json::to_string(&outcome.json).context("write the report")?)?;

@@ -127,8 +127,9 @@ pub(crate) fn with_records(header: &Header, kept: &[Record]) -> Vec<u8> {
     let mut body = Vec::new();
     for record in kept {
         let mut fields = vec![0_u8];
-        put_varint(&mut fields, record.timestamp_ms - header.base_timestamp_ms);
-        put_varint(&mut fields, record.offset - header.base_offset);
+        // As they are read: a client may claim any time.
+        put_varint(&mut fields, record.timestamp_ms.wrapping_sub(header.base_timestamp_ms));
+        put_varint(&mut fields, record.offset.wrapping_sub(header.base_offset));
         for field in [&record.key, &record.value] {
             match field {
                 Some(bytes) => {

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, Bytes};
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::ConsumerProtocolSubscription;
-use kafka_protocol::protocol::{Decodable as _, Message as _};
+use kafka_protocol::protocol::Message as _;
 use tokio::sync::oneshot;
 
 use super::{Claim, Join, JoinAnswer, Joined, Limits, NotJoined, Reply, SyncAnswer, Synced};
+use crate::frame;
 
 /// Where a group is between two generations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,11 +38,11 @@ impl Phase {
 /// Protocol type of groups whose members read topics.
 const CONSUMER: &str = "consumer";
 
-/// The topics that a consumer's metadata names.
+/// The topics that a consumer's metadata names. They are as foreign as a request, and are read with the same care.
 fn subscription(mut metadata: Bytes) -> Option<BTreeSet<String>> {
     let version = metadata.try_get_i16().ok()?;
     let version = version.min(ConsumerProtocolSubscription::VERSIONS.max);
-    let subscription = ConsumerProtocolSubscription::decode(&mut metadata, version).ok()?;
+    let subscription: ConsumerProtocolSubscription = frame::decode(&mut metadata, version).ok()?;
     Some(subscription.topics.iter().map(|topic| topic.to_string()).collect())
 }
 

@@ -88,6 +88,26 @@ impl Log {
     }
 }
 
+/// A stage that adds nothing.
+#[derive(Debug)]
+pub struct Nothing;
+
+impl processors::Stage for Nothing {
+    type Slice = schemas::slice::EmotionSlice;
+
+    fn name(&self) -> &'static str {
+        "nothing"
+    }
+
+    fn infer(&self, _: &mut [Turn]) -> Result<(), processors::Failure> {
+        Ok(())
+    }
+
+    fn fold(&self, _: &mut Self::Slice, _: &mut Turn) -> Result<(), processors::Failure> {
+        Ok(())
+    }
+}
+
 /// A turn of a web conversation.
 pub fn turn(conversation: &str, client_id: &str, text: &str) -> Turn {
     Turn {

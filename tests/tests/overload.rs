@@ -5,35 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use processors::{AnyStage, Config, Failure, Limits, Options, Stage, Status, Surroundings, TierPolicy};
-use schemas::slice::EmotionSlice;
+use processors::{AnyStage, Config, Limits, Options, Status, Surroundings, TierPolicy};
 use schemas::topic::{TURNS_ENRICHED, TURNS_RECEIVED};
 use schemas::{Tier, Turn};
 use store::context::Contexts;
 use store::log::{Admin, Producer, ProducerLimits, Record};
-use tests::{Log, PATIENCE, now, turn};
+use tests::{Log, Nothing, PATIENCE, now, turn};
 use tokio_util::sync::CancellationToken;
 use undertone::retention;
 use undertone::telemetry::Metrics;
-
-/// A stage that adds nothing.
-struct Nothing;
-
-impl Stage for Nothing {
-    type Slice = EmotionSlice;
-
-    fn name(&self) -> &'static str {
-        "nothing"
-    }
-
-    fn infer(&self, _: &mut [Turn]) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn fold(&self, _: &mut EmotionSlice, _: &mut Turn) -> Result<(), Failure> {
-        Ok(())
-    }
-}
 
 /// Appends turns as if they had come in so long ago.
 async fn say(log: &Log, ids: std::ops::Range<usize>, ago: Duration) {

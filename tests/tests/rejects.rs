@@ -5,15 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry::metrics::MeterProvider;
-use processors::{
-    AnyStage, Config, Failure, Limits, Options, RejectsBound, RunError, Stage, Status, Surroundings, TierPolicy,
-};
-use schemas::slice::EmotionSlice;
+use processors::{AnyStage, Config, Limits, Options, RejectsBound, RunError, Status, Surroundings, TierPolicy};
 use schemas::topic::{REDRIVES, REJECTS, TURNS_ENRICHED, TURNS_RECEIVED};
 use schemas::{Redrive, Reject, Tier, Turn, reject};
 use store::context::Contexts;
 use store::log::{Admin, Message, Producer, ProducerLimits, Record};
-use tests::{Log, PATIENCE, now, turn};
+use tests::{Log, Nothing, PATIENCE, now, turn};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -234,25 +231,6 @@ async fn conditions_choose_and_a_dry_run_writes_nothing() {
         }
     }
     assert_eq!(open, [(ATTEMPTS_MAX, "unknown_kind".to_owned())]);
-}
-
-/// A stage that adds nothing.
-struct Nothing;
-
-impl Stage for Nothing {
-    type Slice = EmotionSlice;
-
-    fn name(&self) -> &'static str {
-        "nothing"
-    }
-
-    fn infer(&self, _: &mut [Turn]) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn fold(&self, _: &mut EmotionSlice, _: &mut Turn) -> Result<(), Failure> {
-        Ok(())
-    }
 }
 
 struct Role {

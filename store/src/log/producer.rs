@@ -144,16 +144,8 @@ impl Producer {
 
     fn send(&self, record: &Record) -> Result<Sent, AppendError> {
         let bytes = size(record);
-        let outgoing = FutureRecord {
-            topic: &record.topic,
-            partition: record.partition,
-            payload: record.value.as_deref(),
-            key: record.key.as_deref(),
-            timestamp: Some(record.timestamp),
-            headers: headers(&record.headers),
-        };
         let topic = record.topic.clone();
-        match self.inner.send_result::<[u8], [u8]>(outgoing) {
+        match self.inner.send_result(outgoing(record)) {
             Ok(delivery) => Ok(Sent { delivery, topic, bytes }),
             Err((error, _)) => Err(self.append_error(&error, &topic, bytes)),
         }
@@ -190,6 +182,18 @@ impl Sent {
             Ok(Err((error, _))) => Err(producer.append_error(&error, &self.topic, self.bytes)),
             Err(_) => Err(AppendError::Unavailable("the producer was closed".to_owned())),
         }
+    }
+}
+
+/// The record as the client takes it.
+pub(super) fn outgoing(record: &Record) -> FutureRecord<'_, [u8], [u8]> {
+    FutureRecord {
+        topic: &record.topic,
+        partition: record.partition,
+        payload: record.value.as_deref(),
+        key: record.key.as_deref(),
+        timestamp: Some(record.timestamp),
+        headers: headers(&record.headers),
     }
 }
 

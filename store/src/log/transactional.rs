@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::error::KafkaError;
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use rdkafka::producer::{FutureProducer, Producer as _};
 
 use super::client::{ANSWER_WITHIN, Logged, base, blocking, drop_aside, with_properties};
 use super::error::classify;
-use super::producer::headers;
+use super::producer::outgoing;
 use super::transact::COMMIT_ATTEMPTS_MAX;
 use super::{Kafka, LogError, Record};
 
@@ -109,15 +109,7 @@ impl TransactionalProducer {
     async fn produce(&self, records: &[Record]) -> Result<(), KafkaError> {
         let mut deliveries = Vec::with_capacity(records.len());
         for record in records {
-            let outgoing = FutureRecord {
-                topic: &record.topic,
-                partition: record.partition,
-                payload: record.value.as_deref(),
-                key: record.key.as_deref(),
-                timestamp: Some(record.timestamp),
-                headers: headers(&record.headers),
-            };
-            deliveries.push(self.producer().send_result::<[u8], [u8]>(outgoing).map_err(|(error, _)| error)?);
+            deliveries.push(self.producer().send_result(outgoing(record)).map_err(|(error, _)| error)?);
         }
         for delivery in deliveries {
             match delivery.await {

@@ -142,8 +142,12 @@ fn init(wire: &mut Wire, id: &str, expected: (i64, i16)) -> Result<InitProducerI
     wait_for("the coordinator", || Ok(wire.ask(&key, 4)?.coordinators[0].error_code == 0))?;
     let mut answer = wire.ask(&request, 4)?;
     // It may still be loading, or ending the transaction before.
-    let later =
-        [ResponseError::CoordinatorNotAvailable, ResponseError::NotCoordinator, ResponseError::ConcurrentTransactions];
+    let later = [
+        ResponseError::CoordinatorLoadInProgress,
+        ResponseError::CoordinatorNotAvailable,
+        ResponseError::NotCoordinator,
+        ResponseError::ConcurrentTransactions,
+    ];
     wait_for("the producer id", || {
         if later.iter().any(|error| error.code() == answer.error_code) {
             answer = wire.ask(&request, 4)?;

@@ -194,7 +194,7 @@ fn an_orderly_end_answers_who_waits_and_is_not_held_up_by_who_does_not_ask() -> 
     create_topic(&bootstrap, &topic, 1, &[])?;
     let mut waiting = connect(&bootstrap)?;
     waiting.write_all(&framed(raw::FETCH, &raw::fetch_request(&topic, 0, 1 << 20, 30_000))?)?;
-    // It was read when the one behind it is answered.
+    wait_for("the broker reads what waits", || raw::was_read(&waiting))?;
     let mut half = connect(&bootstrap)?;
     half.write_all(&[0, 0, 0, 100, 0])?;
     let _silent = connect(&bootstrap)?;

@@ -55,6 +55,19 @@ pub(crate) fn is_closed(stream: &mut TcpStream) -> Result<bool> {
     }
 }
 
+/// Whether the broker took all bytes that were sent to it out of its socket, as `/proc/net/tcp` tells it.
+pub(crate) fn was_read(stream: &TcpStream) -> Result<bool> {
+    let (client, broker) = (stream.local_addr()?.port(), stream.peer_addr()?.port());
+    let sockets = std::fs::read_to_string("/proc/net/tcp")?;
+    Ok(sockets.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.len() > 4
+            && fields[1].ends_with(&format!(":{broker:04X}"))
+            && fields[2].ends_with(&format!(":{client:04X}"))
+            && fields[4].ends_with(":00000000")
+    }))
+}
+
 /// A batch of one record for each value, with the same time.
 pub(crate) fn batch(values: &[Bytes], timestamp_ms: i64, compression: Compression) -> Result<Bytes> {
     let record = |(i, value): (usize, &Bytes)| Record {

@@ -33,11 +33,14 @@ pub struct Refused {
     pub detail: String,
 }
 
+/// A message that was read.
+pub type Admitted = Result<(Turn, Place), Refused>;
+
 /// Reads a message and checks what the first processor promises to all that come after.
 ///
 /// # Errors
 /// The message is at fault.
-pub fn admit(codec: &Codec, first: bool, message: &Message) -> Result<(Turn, Place), Refused> {
+pub fn admit(codec: &Codec, first: bool, message: &Message) -> Admitted {
     let value = message.value.as_deref().unwrap_or_default();
     if value.len() > TURN_BYTES_MAX {
         let detail = format!("record of {} bytes; at most {TURN_BYTES_MAX} are taken: shorten it", value.len());

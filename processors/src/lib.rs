@@ -14,6 +14,7 @@ pub mod plan;
 pub mod standing;
 mod runner;
 pub mod rebuild;
+pub mod replay;
 pub mod status;
 mod meters;
 pub mod model;
@@ -21,6 +22,7 @@ pub mod language;
 mod wide;
 pub mod eval;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -34,6 +36,7 @@ pub use batch::TierPolicy;
 pub use chain::Chain;
 pub use model::{Models, Options};
 pub use plan::{Plan, PlanError, plan};
+pub use replay::Replay;
 pub use runner::{KILLS_MAX, Limits, RejectsBound, RunError};
 pub use stage::{AnyStage, Failure, Stage};
 pub use status::Status;
@@ -102,6 +105,43 @@ pub async fn run_stages(
     around: Surroundings,
 ) -> Result<(), RunError> {
     let plan = plan(order, &config.stages)?;
+    run_plan(config, plan, None, load, around).await
+}
+
+/// Runs a replay until shutdown, with the stages of this crate. Of `config` it uses the stages, the models and the limits;
+/// its group is that of the replay, and [`Surroundings::contexts`] must be its own.
+///
+/// # Errors
+/// The replay failed.
+pub async fn run_replay(config: Config, replay: Replay, around: Surroundings) -> Result<(), RunError> {
+    let (models, onnxruntime, options) = (config.models.clone(), config.onnxruntime.clone(), config.options.clone());
+    let load = move || Ok(stages::all(&Models::open(&models, &onnxruntime, &options)?));
+    run_replay_stages(config, replay, stages::ORDER, load, around).await
+}
+
+/// As [`run_replay`], with other stages; `load` makes all of `order`.
+///
+/// # Errors
+/// The replay failed.
+pub async fn run_replay_stages(
+    config: Config,
+    replay: Replay,
+    order: &[&str],
+    load: impl FnOnce() -> Result<Vec<Box<dyn AnyStage>>, Failure> + Send + 'static,
+    around: Surroundings,
+) -> Result<(), RunError> {
+    let plan = replay.plan(order, &config.stages)?;
+    let config = Config { group: replay::group(&replay.name), ..config };
+    run_plan(config, plan, Some(replay), load, around).await
+}
+
+async fn run_plan(
+    config: Config,
+    plan: Plan,
+    replay: Option<Replay>,
+    load: impl FnOnce() -> Result<Vec<Box<dyn AnyStage>>, Failure> + Send + 'static,
+    around: Surroundings,
+) -> Result<(), RunError> {
     let runtime = tokio::runtime::Handle::current();
     let (done, result) = tokio::sync::oneshot::channel();
     let work = move || {
@@ -115,6 +155,7 @@ pub async fn run_stages(
             group,
             chain,
             plan,
+            replay: replay.map(|replay| RefCell::new(replay::Reader::new(replay, around.kafka.clone()))),
             tier: config.tier,
             limits: config.limits,
             kafka: around.kafka,

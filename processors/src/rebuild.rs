@@ -58,8 +58,14 @@ pub enum RebuildError {
         problem: String,
     },
     /// The group never committed.
-    #[error("group {0} has committed nothing: there is nothing to rebuild, start the processors")]
+    #[error(
+        "group {0} has committed nothing: there is nothing to rebuild, start the processors; if they refuse because the \
+         topic was recreated, forget what is of the old one with `undertone contexts rebuild --forget`"
+    )]
     Nothing(String),
+    /// The group has committed, so that what it knows can be rebuilt.
+    #[error("group {0} has committed offsets here: its contexts are not forgotten, run `undertone contexts rebuild`")]
+    Something(String),
 }
 
 /// What was rebuilt.
@@ -71,6 +77,32 @@ pub struct Rebuilt {
     pub conversations: u64,
     /// Partitions whose watermark was set.
     pub partitions: u64,
+}
+
+/// Forgets the contexts of `chain`, which are of another log: the group has committed nothing on this one, and begins with
+/// its earliest turn. The processors of the chain must be stopped. Returns the number of partitions.
+///
+/// # Errors
+/// See [`RebuildError`]; a group that has committed is refused.
+pub async fn forget(
+    chain: &Chain,
+    group: &str,
+    plan: &Plan,
+    kafka: &Kafka,
+    contexts: &Contexts,
+) -> Result<u64, RebuildError> {
+    let admin = Admin::connect(kafka)?;
+    if !admin.committed(group, &plan.input).await?.is_empty() {
+        return Err(RebuildError::Something(group.to_owned()));
+    }
+    let known = contexts.watermarks().await?;
+    let mut forgotten = 0;
+    for known in known.iter().filter(|known| known.chain == chain.name()) {
+        let epoch = contexts.assign(chain.name(), known.partition).await?.epoch;
+        contexts.clear_partition(chain.name(), known.partition, epoch, &chain.slices()).await?;
+        forgotten += 1;
+    }
+    Ok(forgotten)
 }
 
 /// Folds the contexts of `chain` again from the topic that it writes, up to what its `group` committed. The processors of the chain must be

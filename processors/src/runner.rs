@@ -15,6 +15,7 @@ mod bound;
 mod error;
 mod work;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -35,6 +36,7 @@ use crate::batch::TierPolicy;
 use crate::chain::Chain;
 use crate::meters::Meters;
 use crate::plan::Plan;
+use crate::replay::Reader;
 use crate::standing::start;
 use crate::status::Status;
 
@@ -108,6 +110,8 @@ impl Owned {
 pub(crate) struct Runner {
     pub(crate) chain: Chain,
     pub(crate) plan: Plan,
+    /// If it runs turns once more that were enriched before.
+    pub(crate) replay: Option<RefCell<Reader>>,
     pub(crate) group: String,
     pub(crate) transactional_id: String,
     pub(crate) tier: TierPolicy,
@@ -291,7 +295,10 @@ impl Runner {
         for partition in &given {
             assigned.insert(*partition, self.wait(self.contexts.assign(self.chain.name(), *partition))?);
         }
-        let Some(standing) = self.patiently(|| transactor.standing(&given))? else { return Ok(None) };
+        let Some(mut standing) = self.patiently(|| transactor.standing(&given))? else { return Ok(None) };
+        if let Some(replay) = &self.replay {
+            replay.borrow().begin(&mut standing);
+        }
         if !self.is_member(transactor, &given)? {
             return Ok(None);
         }

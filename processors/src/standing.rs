@@ -42,7 +42,7 @@ pub enum StandingError {
     #[error(
         "{topic} partition {partition}: the log ends at {high}, the contexts stand at {watermark}: the topic was \
          recreated or is on another cluster; point [kafka] bootstrap at the right one, or run `undertone contexts \
-         rebuild`"
+         rebuild`, with `--forget` where the group has committed nothing here"
     )]
     ShortLog {
         /// The topic.

@@ -94,6 +94,16 @@ impl Turn {
             emotion: None,
         }
     }
+
+    /// Takes away what a stage added: its part, or the note that it left none.
+    pub fn clear(&mut self, stage: &str) {
+        match stage {
+            "encode" => self.encoding = None,
+            "emotion" => self.emotion = None,
+            _ => {}
+        }
+        self.skipped.retain(|skipped| skipped.stage != stage);
+    }
 }
 
 /// Who said a turn.

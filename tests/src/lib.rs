@@ -4,6 +4,9 @@
 mod server;
 
 pub mod fuzz;
+pub mod proxy;
+pub mod role;
+pub mod toy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +22,9 @@ pub const APACHE_PARTITIONS: i32 = 2;
 
 /// Longest wait for anything in a test; reaching it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often the end of a topic is looked for while no record comes.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A log with Undertone's topics.
 pub struct Log {
@@ -85,6 +91,24 @@ impl Log {
             values.push((message, value));
         }
         values
+    }
+
+    /// How many records a topic holds, committed ones only.
+    pub async fn count(&self, topic: &str) -> usize {
+        let ends = Admin::connect(&self.kafka).expect("connect").offsets(topic).await.expect("the broker answers");
+        let mut tail = Tail::open(&self.kafka, topic, From::Beginning).await.expect("open a tail");
+        let mut records = 0;
+        let reads = async {
+            while tail.positions().iter().any(|(partition, next)| *next < ends[partition].1) {
+                // The marks of transactions are passed without a record.
+                if let Ok(read) = tokio::time::timeout(LOOK_AGAIN, tail.next()).await {
+                    read.expect("the tail reads");
+                    records += 1;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, reads).await.expect("the topic is read in time");
+        records
     }
 }
 

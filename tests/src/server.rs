@@ -44,7 +44,11 @@ impl Server {
     pub async fn start() -> Server {
         let mut server = Server::for_program().await;
         if server.apache().is_none() {
-            let config = Config::new(server.folder.path().join("broker"));
+            // A test that lets a member time out does not wait as long as a user would want it to.
+            let config = Config {
+                session_timeout_min: Duration::from_millis(500),
+                ..Config::new(server.folder.path().join("broker"))
+            };
             let broker = Broker::start(config).await.expect("start the broker");
             server.kafka = reached_at(broker.bootstrap());
             server.broker = Some(broker);

@@ -7,6 +7,7 @@ mod doctor;
 mod eval;
 mod models;
 mod rejects;
+mod replay;
 mod serve;
 
 use std::io::Write as _;
@@ -99,6 +100,8 @@ enum Command {
     /// List, show or drive in again the inputs at fault, while the log runs.
     #[command(subcommand)]
     Rejects(rejects::RejectsCommand),
+    /// Run turns once more through other models or settings, into a topic and contexts of their own.
+    Replay(replay::Options),
     /// Measure the program beside a peer or a limit, or kill it and count.
     Bench {
         #[command(subcommand)]
@@ -182,7 +185,11 @@ enum ContextsCommand {
     },
     /// Fold all contexts again from the log and the enriched turns, after the store lost writes. Stop the processors
     /// first.
-    Rebuild,
+    Rebuild {
+        /// Only forget them: they are of another log, and the group has committed nothing on this one.
+        #[arg(long)]
+        forget: bool,
+    },
 }
 
 /// Which models run.
@@ -233,7 +240,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Contexts(ContextsCommand::Show { conversation }) => {
             models::contexts_show(&settings.load()?, &conversation)
         }
-        Command::Contexts(ContextsCommand::Rebuild) => models::contexts_rebuild(settings.load()?),
+        Command::Contexts(ContextsCommand::Rebuild { forget }) => models::contexts_rebuild(settings.load()?, forget),
+        Command::Replay(options) => replay::replay(&settings.load()?, &options),
         Command::Bench { command, json } => bench::bench(settings, &command, json),
         Command::Rejects(command) => rejects::rejects(&settings.load()?, command),
         Command::Completions { shell } => {

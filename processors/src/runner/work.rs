@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use schemas::{Reason, Skipped, Tier, Turn};
-use store::context::{Attempt, Batch, Version, Write};
+use store::context::{Attempt, Batch, ContextError, Version, Write};
 use store::log::transact::Transactor;
 use store::log::{Message, Record};
 
 use super::error::{Interrupted, RunError};
 use super::{KILLS_MAX, Owned, Runner, now};
-use crate::batch::{Place, Refused, TierPolicy, admit, rejection};
+use crate::batch::{Admitted, Place, Refused, TierPolicy, admit, rejection};
 use crate::chain::{Conversation, Folded};
 
 /// What a round of work did.
@@ -37,7 +37,8 @@ impl Runner {
         for message in messages {
             next.insert(message.partition, message.offset + 1);
             let kills = self.alone_in_work(owned, &message)?;
-            match self.admit(&message, kills, *last_tier) {
+            let Some(admitted) = self.admit(&message, kills, *last_tier)? else { continue };
+            match admitted {
                 Ok((turn, place)) if kills >= KILLS_MAX => records.push(self.pass_on(turn, &place, started)?),
                 Ok((turn, place)) => {
                     faults.push(false);
@@ -58,7 +59,8 @@ impl Runner {
             work.entry(place.partition).or_default().push((turn, place));
         }
         for (partition, work) in work {
-            let writes = self.fold(partition, work, &mut records, started)?;
+            let folded = self.fold(partition, work, &mut records, started);
+            let writes = folded.map_err(|error| self.blame(owned, partition, error))?;
             self.save(owned, partition, next[&partition], writes)?;
         }
         transactor.commit(&records, &next)?;
@@ -105,8 +107,28 @@ impl Runner {
         Ok(())
     }
 
+    /// Whose fault it is that a batch was not folded. A zombie that woke finds contexts that the owner has carried on, and
+    /// then they are not ahead of the log: the batch is no longer its own.
+    fn blame(&self, owned: &BTreeMap<i32, Owned>, partition: i32, error: RunError) -> Interrupted {
+        let ahead = matches!(error, RunError::Context(ContextError::NoVersionBelow { .. }));
+        if let Some(owner) = owned.get(&partition).filter(|_| ahead)
+            && let Err(fenced) = self.wait(self.contexts.confirm(self.chain.name(), partition, owner.epoch))
+        {
+            return RunError::from(fenced).into();
+        }
+        error.into()
+    }
+
+    /// Reads a message, if it is to be worked on: a replay takes some.
+    fn admit(&self, message: &Message, kills: u32, tier: Tier) -> Result<Option<Admitted>, RunError> {
+        match &self.replay {
+            None => Ok(Some(self.admit_new(message, kills, tier))),
+            Some(replay) => self.wait(replay.borrow_mut().admit(&self.codec, self.chain.stages(), message)),
+        }
+    }
+
     /// Reads a message; the first chain also gives the turn its tier.
-    fn admit(&self, message: &Message, kills: u32, tier: Tier) -> Result<(Turn, Place), Refused> {
+    fn admit_new(&self, message: &Message, kills: u32, tier: Tier) -> Admitted {
         let (mut turn, place) = admit(&self.codec, self.chain.is_first(), message)?;
         if !self.chain.is_first() {
             return Ok((turn, place));

@@ -144,6 +144,15 @@ impl Contexts {
             .await
     }
 
+    /// Asks whether the epoch of a partition is still the newest.
+    ///
+    /// # Errors
+    /// [`ContextError::Fenced`] if it is not; the database could not serve.
+    pub async fn confirm(&self, chain: &str, partition: i32, epoch: Epoch) -> Result<(), ContextError> {
+        let chain = chain.to_owned();
+        self.database.read(move |transaction| own(transaction, &chain, partition, epoch)).await
+    }
+
     /// Notes beside the watermark that a turn is tried alone, or that it no longer is.
     ///
     /// # Errors

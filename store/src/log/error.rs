@@ -125,6 +125,8 @@ pub(crate) fn classify_code(code: Code, text: String) -> LogError {
         | Code::Retry
         | Code::Outdated
         | Code::AssignmentLost
+        // A member that worked for too long without a look at the group has lost its partitions; it joins again.
+        | Code::PollExceeded
         | Code::QueueFull
         | Code::BadMessage
         // Of the brokers.
@@ -204,6 +206,7 @@ mod tests {
         let cases = [
             (KafkaError::MessageConsumption(Code::BrokerTransportFailure), "transient"),
             (KafkaError::MessageConsumption(Code::AllBrokersDown), "transient"),
+            (KafkaError::MessageConsumption(Code::PollExceeded), "transient"),
             (KafkaError::ConsumerCommit(Code::RebalanceInProgress), "transient"),
             (KafkaError::MetadataFetch(Code::OperationTimedOut), "transient"),
             (KafkaError::MessageConsumption(Code::AutoOffsetReset), "out of range"),

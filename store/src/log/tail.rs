@@ -27,6 +27,8 @@ pub enum From {
     End,
     /// At an offset for each partition; one that is not named starts at its beginning.
     Offsets(BTreeMap<i32, i64>),
+    /// One partition alone, at an offset, or at its oldest record if that offset is gone.
+    Partition(i32, i64),
 }
 
 /// A reader of the committed records of one topic.
@@ -46,7 +48,7 @@ impl std::fmt::Debug for Tail {
 }
 
 impl Tail {
-    /// Opens a tail on all partitions that the topic has now.
+    /// Opens a tail on all partitions that the topic has now, or on one.
     ///
     /// # Errors
     /// The topic does not exist, the brokers cannot be reached, an offset lies outside of the log.
@@ -62,7 +64,10 @@ impl Tail {
             ends_when_opened: BTreeMap::new(),
             positions: BTreeMap::new(),
         };
-        let edges = tail.first_edges().await?;
+        let mut edges = tail.first_edges().await?;
+        if let From::Partition(only, _) = from {
+            edges.retain(|partition, _| *partition == only);
+        }
         tail.partitions = edges.keys().copied().collect();
         tail.ends_when_opened = edges.iter().map(|(&partition, &(_, high))| (partition, high)).collect();
         let mut wanted = TopicPartitionList::with_capacity(edges.len());
@@ -180,6 +185,7 @@ fn start(from: &From, topic: &str, partition: i32, low: i64, high: i64) -> Resul
         From::Beginning => low,
         From::End => high,
         From::Offsets(offsets) => offsets.get(&partition).copied().unwrap_or(low),
+        From::Partition(_, offset) => *offset.max(&low),
     };
     if (low..=high).contains(&offset) {
         return Ok(offset);

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use processors::{Chain, Models, Options};
+use processors::rebuild::Rebuilt;
+use processors::{Chain, Models, Options, Plan};
 use schemas::slice::{EmotionSlice, EncodeSlice, Sequence};
 use schemas::{Codec, Tier, Turn};
 use serde_json::{Value, json};
 use store::context::{Contexts, Record, Version};
+use store::log::Kafka;
 
 use super::{runtime, say};
 use crate::config::Config;
@@ -118,7 +120,7 @@ fn slice(codec: &Codec, record: &Record) -> Value {
     json!({ "current": version(&record.current), "previous": record.previous.as_ref().map(version) })
 }
 
-pub(super) fn contexts_rebuild(mut config: Config) -> anyhow::Result<ExitCode> {
+pub(super) fn contexts_rebuild(mut config: Config, forget: bool) -> anyhow::Result<ExitCode> {
     config.check_only_machine()?;
     let stages = config.processors.stages.clone();
     let plan = processors::plan(processors::stages::ORDER, &stages)?;
@@ -139,15 +141,36 @@ pub(super) fn contexts_rebuild(mut config: Config) -> anyhow::Result<ExitCode> {
         }
         let contexts = Contexts::open_with(&config.context_path(), up::durability(&config)).await;
         let contexts = contexts.context("open the contexts (settings: [context])")?;
-        let codec = Codec::embedded();
-        let rebuilt = processors::rebuild::rebuild(&chain, &group, &plan, &kafka, &contexts, &codec).await;
+        let done = match forget {
+            true => forgotten(&chain, &group, &plan, &kafka, &contexts).await,
+            false => rebuilt(&chain, &group, &plan, &kafka, &contexts).await,
+        };
         if let Some(broker) = broker {
             broker.stop().await;
         }
-        let rebuilt = rebuilt.context("rebuild the contexts")?;
-        say(&format!(
-            "{} turns of {} conversations folded again, {} partitions\n",
-            rebuilt.turns, rebuilt.conversations, rebuilt.partitions
-        ))
+        say(&done?)
     })
+}
+
+async fn rebuilt(
+    chain: &Chain,
+    group: &str,
+    plan: &Plan,
+    kafka: &Kafka,
+    contexts: &Contexts,
+) -> anyhow::Result<String> {
+    let rebuilt = processors::rebuild::rebuild(chain, group, plan, kafka, contexts, &Codec::embedded()).await;
+    let Rebuilt { turns, conversations, partitions } = rebuilt.context("rebuild the contexts")?;
+    Ok(format!("{turns} turns of {conversations} conversations folded again, {partitions} partitions\n"))
+}
+
+async fn forgotten(
+    chain: &Chain,
+    group: &str,
+    plan: &Plan,
+    kafka: &Kafka,
+    contexts: &Contexts,
+) -> anyhow::Result<String> {
+    let partitions = processors::rebuild::forget(chain, group, plan, kafka, contexts).await;
+    Ok(format!("contexts of {} partitions forgotten\n", partitions.context("forget the contexts")?))
 }

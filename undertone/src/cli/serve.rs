@@ -84,7 +84,7 @@ fn temporary(config: &mut Config) -> anyhow::Result<tempfile::TempDir> {
 }
 
 /// A token that the first SIGINT or SIGTERM cancels; the second ends the process at once.
-fn on_signal() -> anyhow::Result<CancellationToken> {
+pub(super) fn on_signal() -> anyhow::Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;

@@ -20,7 +20,7 @@ mod report;
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -38,7 +38,7 @@ use self::plan::{Random, Store, Target};
 use self::process::{Program, Slot};
 use self::report::Report;
 use self::timeline::Lane;
-use crate::Outcome;
+use crate::{Outcome, Undertone};
 
 /// Clients that speak at a time; each has its own conversations.
 const CLIENTS: usize = 3;
@@ -85,17 +85,6 @@ pub struct Options {
     /// Keep the folder of the run, with the logs of all processes, also if all is well.
     #[arg(long)]
     keep: bool,
-}
-
-/// The program that is put to the test.
-#[derive(Debug, Clone)]
-pub struct Undertone {
-    /// The executable.
-    pub path: PathBuf,
-    /// The folder of the models.
-    pub models: PathBuf,
-    /// The ONNX Runtime library.
-    pub onnxruntime: PathBuf,
 }
 
 /// Runs it; progress goes to `tell`.

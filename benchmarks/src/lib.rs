@@ -5,6 +5,7 @@
 
 pub mod broker;
 pub mod faults;
+pub mod pipeline;
 pub mod texts;
 
 /// What a run of a benchmark came to.
@@ -16,4 +17,15 @@ pub struct Outcome {
     pub json: serde_json::Value,
     /// Whether what must hold held; the program ends with status 1 otherwise.
     pub passed: bool,
+}
+
+/// The program that is measured or put to the test.
+#[derive(Debug, Clone)]
+pub struct Undertone {
+    /// The executable.
+    pub path: std::path::PathBuf,
+    /// The folder of the models.
+    pub models: std::path::PathBuf,
+    /// The ONNX Runtime library.
+    pub onnxruntime: std::path::PathBuf,
 }

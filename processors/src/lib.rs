@@ -40,6 +40,7 @@ pub use replay::Replay;
 pub use runner::{KILLS_MAX, Limits, RejectsBound, RunError};
 pub use stage::{AnyStage, Failure, Stage};
 pub use status::Status;
+pub use store::log::transact::Delivery;
 
 /// What a process runs.
 #[derive(Debug, Clone)]
@@ -94,6 +95,29 @@ pub async fn run(config: Config, around: Surroundings) -> Result<(), RunError> {
     run_stages(config, stages::ORDER, load, around).await
 }
 
+/// Makes all stages of an order.
+pub type Load = Box<dyn FnOnce() -> Result<Vec<Box<dyn AnyStage>>, Failure> + Send>;
+
+/// What is done with the records of one topic until they stand in another.
+pub struct Way {
+    /// The topics, and which of the stages run.
+    pub plan: Plan,
+    /// What is promised for each record.
+    pub delivery: Delivery,
+    /// What is done with it.
+    pub work: Work,
+}
+
+/// What is done with a record.
+pub enum Work {
+    /// It is read as a turn and goes through the stages of the plan; they are made on the role's own thread.
+    Stages(Load),
+    /// As before, but it is one that was enriched before.
+    Replay(Replay, Load),
+    /// It goes on as it is: not parsed, not checked, without a context. What the runner costs by itself.
+    Forward,
+}
+
 /// Runs the role until shutdown with other stages; `load` makes all of `order`, on the role's own thread.
 ///
 /// # Errors
@@ -105,7 +129,8 @@ pub async fn run_stages(
     around: Surroundings,
 ) -> Result<(), RunError> {
     let plan = plan(order, &config.stages)?;
-    run_plan(config, plan, None, load, around).await
+    let work = Work::Stages(Box::new(load));
+    run_way(config, Way { plan, delivery: Delivery::ExactlyOnce, work }, around).await
 }
 
 /// Runs a replay until shutdown, with the stages of this crate. Of `config` it uses the stages, the models and the limits;
@@ -132,21 +157,27 @@ pub async fn run_replay_stages(
 ) -> Result<(), RunError> {
     let plan = replay.plan(order, &config.stages)?;
     let config = Config { group: replay::group(&replay.name), ..config };
-    run_plan(config, plan, Some(replay), load, around).await
+    let work = Work::Replay(replay, Box::new(load));
+    run_way(config, Way { plan, delivery: Delivery::ExactlyOnce, work }, around).await
 }
 
-async fn run_plan(
-    config: Config,
-    plan: Plan,
-    replay: Option<Replay>,
-    load: impl FnOnce() -> Result<Vec<Box<dyn AnyStage>>, Failure> + Send + 'static,
-    around: Surroundings,
-) -> Result<(), RunError> {
+/// Runs the role until shutdown between any two topics; of `config` the stages are not looked at.
+///
+/// # Errors
+/// The role failed: the process is to end.
+pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(), RunError> {
+    let Way { plan, delivery, work } = way;
     let runtime = tokio::runtime::Handle::current();
     let (done, result) = tokio::sync::oneshot::channel();
     let work = move || {
         around.status.set("loading models");
-        let mut stages = load()?;
+        let forwards = matches!(work, Work::Forward);
+        let (load, replay) = match work {
+            Work::Stages(load) => (Some(load), None),
+            Work::Replay(replay, load) => (Some(load), Some(replay)),
+            Work::Forward => (None, None),
+        };
+        let mut stages = load.map_or_else(|| Ok(Vec::new()), |load| load())?;
         let stages = stages.drain(plan.run.clone()).collect();
         let chain = Chain::new(stages, plan.first, Arc::clone(&around.codec));
         let group = group(&config.group, chain.name());
@@ -154,6 +185,8 @@ async fn run_plan(
             transactional_id: format!("{group}-{}", config.instance),
             group,
             chain,
+            forwards,
+            delivery,
             plan,
             replay: replay.map(|replay| RefCell::new(replay::Reader::new(replay, around.kafka.clone()))),
             tier: config.tier,

@@ -4,14 +4,17 @@
 //! Promises (the reasons stand in the README's decision list):
 //! - Contexts are written before the transaction commits, with the versions that the batch started from as `previous`;
 //!   so after a crash or an abort the version before it is there, and each turn is folded once.
-//! - At most one batch is uncommitted; its contexts are written under the epoch of the assignment.
-//! - After a crash the uncommitted batch runs one turn at a time, and a turn that is alone in work when the process
+//! - Reading and inferring run ahead of the commit, folding does not: the contexts of a batch are loaded and written only
+//!   after the commit of the one before returned success, under the epoch of the assignment. What ran ahead of an abort
+//!   is dropped.
+//! - After a crash what was uncommitted runs one turn at a time, and a turn that is alone in work when the process
 //!   dies [`KILLS_MAX`] times is rejected (or passed on without the parts of a later chain).
 //! - A fault of ours stops the role; it never rejects a turn.
 //!
 //! It blocks, so it lives on a thread of its own; the stores are asynchronous and are waited for.
 
 mod bound;
+mod commit;
 mod error;
 mod work;
 
@@ -20,18 +23,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use schemas::{Codec, Tier};
+use schemas::Codec;
 use store::context::{Attempt, ContextError, Contexts, Epoch};
-use store::log::transact::{CommitError, Event, Settings, Transactor};
+use store::log::transact::{CommitError, Delivery, Event, Settings, Transactor};
 use store::log::{Kafka, LogError, Message};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use self::bound::Recent;
 pub use self::bound::RejectsBound;
+use self::commit::Commits;
 use self::error::Interrupted;
 pub use self::error::RunError;
-use self::work::Worked;
+use self::work::{Ahead, Worked};
 use crate::batch::TierPolicy;
 use crate::chain::Chain;
 use crate::meters::Meters;
@@ -49,6 +53,11 @@ const RETRY_WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration:
 
 /// Time after which the group is asked again about partitions that it gave and did not confirm.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// While a batch is being committed: time between two looks for messages that can join the next one.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// Records that are forwarded in one transaction at most; the bytes bound them as well.
+const FORWARDED_MAX: usize = 10_000;
 
 /// Bounds of the runner.
 #[derive(Debug, Clone)]
@@ -109,6 +118,9 @@ impl Owned {
 /// Everything that a run needs; see [`crate::run`].
 pub(crate) struct Runner {
     pub(crate) chain: Chain,
+    /// Records go on as they are; the chain is empty.
+    pub(crate) forwards: bool,
+    pub(crate) delivery: Delivery,
     pub(crate) plan: Plan,
     /// If it runs turns once more that were enriched before.
     pub(crate) replay: Option<RefCell<Reader>>,
@@ -130,33 +142,41 @@ impl Runner {
     /// Runs until shutdown.
     pub(crate) fn run(&self) -> Result<(), RunError> {
         let Some(mut transactor) = self.connect()? else { return Ok(()) };
+        let mut commits = Commits::start()?;
+        let mut ahead = Ahead::default();
         let mut owned: BTreeMap<i32, Owned> = BTreeMap::new();
-        let mut last_tier = Tier::Full;
         self.meters.degraded(false);
         let mut aborts = 0;
         let mut asked = Instant::now();
         while !self.shutdown.is_cancelled() {
-            let worked = match self.collect(&mut transactor, &owned)? {
+            let worked = match self.next(&mut transactor, &mut commits, &ahead, &owned)? {
+                Next::Settled => self.settle(&mut commits, &mut owned),
+                Next::Ready => self.commit(&mut transactor, &mut commits, &mut owned, &mut ahead),
+                Next::Waiting => Ok(Worked::Nothing),
                 // The group did not confirm them, and did not take them away either: it could not be asked.
-                Collected::Nothing if owned.is_empty() && !transactor.given().is_empty() => {
+                Next::Nothing if owned.is_empty() && !transactor.given().is_empty() => {
                     if asked.elapsed() >= ASK_AGAIN {
                         self.take(&mut transactor, &mut owned)?;
                         asked = Instant::now();
                     }
                     continue;
                 }
-                Collected::Nothing => {
-                    self.choose_tier(&mut last_tier, 0);
+                Next::Nothing => {
+                    self.choose_tier(&mut ahead.tier, 0);
                     self.pass_marks(&mut transactor, &mut owned)
                 }
-                Collected::Misplaced(cause) => Err(Interrupted::Dropped(cause)),
-                Collected::Batch(messages) => self.work(&mut transactor, &mut owned, messages, &mut last_tier),
-                Collected::Revoked => {
+                Next::Misplaced(cause) => Err(Interrupted::Dropped(cause)),
+                Next::Messages(messages) => {
+                    self.read(&commits, &mut owned, messages, &mut ahead).map(|()| Worked::Nothing).map_err(Into::into)
+                }
+                Next::Revoked => {
+                    self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
                     self.leave(&mut owned)?;
                     self.status.set("waiting for partitions");
                     continue;
                 }
-                Collected::Assigned => {
+                Next::Assigned => {
+                    self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
                     self.take(&mut transactor, &mut owned)?;
                     asked = Instant::now();
                     continue;
@@ -167,10 +187,12 @@ impl Runner {
                 Ok(Worked::Committed) => aborts = 0,
                 Err(Interrupted::Failed(error)) => {
                     // Best effort: what stopped the role is worth more than what else goes wrong now.
+                    let _ = self.drop_ahead(&mut commits, &mut owned, &mut ahead);
                     let _ = self.leave(&mut owned);
                     return Err(error);
                 }
                 Err(Interrupted::Dropped(cause)) => {
+                    self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
                     aborts += 1;
                     self.meters.aborted();
                     tracing::warn!(cause = %cause, aborts, "batch dropped, reading it again");
@@ -185,7 +207,23 @@ impl Runner {
                 }
             }
         }
+        self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
         self.leave(&mut owned)
+    }
+
+    /// Waits for what is being committed, and drops what ran ahead of it: whoever has the partitions next reads it again.
+    fn drop_ahead(
+        &self,
+        commits: &mut Commits,
+        owned: &mut BTreeMap<i32, Owned>,
+        ahead: &mut Ahead,
+    ) -> Result<(), RunError> {
+        ahead.clear();
+        match self.settle(commits, owned) {
+            // The outcome shows in the committed offsets.
+            Ok(_) | Err(Interrupted::Dropped(_)) => Ok(()),
+            Err(Interrupted::Failed(error)) => Err(error),
+        }
     }
 
     /// Joins the group, waiting for brokers that are not there yet; `None` if told to shut down meanwhile.
@@ -199,7 +237,7 @@ impl Runner {
             work_time_max: self.limits.work_time_max,
             fetch_ahead_bytes_max: self.limits.fetch_ahead_bytes_max,
         };
-        let connected = self.patiently(|| Transactor::connect(&self.kafka, &settings));
+        let connected = self.patiently(|| Transactor::connect_for(&self.kafka, &settings, self.delivery));
         self.status.set("waiting for partitions");
         connected
     }
@@ -224,13 +262,48 @@ impl Runner {
         }
     }
 
-    /// Gathers what is there, up to a batch: a lone turn goes at once.
-    fn collect(&self, transactor: &mut Transactor, owned: &BTreeMap<i32, Owned>) -> Result<Collected, RunError> {
-        let careful = owned.values().any(Owned::is_careful);
-        let turns_max = if careful { 1 } else { self.limits.batch_turns_max };
-        let (mut messages, mut bytes) = (Vec::new(), 0);
+    /// What is to be done next. A batch is what was read while the one before was committed: a lone turn goes at once,
+    /// and a backlog in the largest batches that the limits allow.
+    fn next(
+        &self,
+        transactor: &mut Transactor,
+        commits: &mut Commits,
+        ahead: &Ahead,
+        owned: &BTreeMap<i32, Owned>,
+    ) -> Result<Next, RunError> {
+        if commits.ends_within(Duration::ZERO)? {
+            return Ok(Next::Settled);
+        }
+        let is_under_way = commits.is_under_way();
+        if !is_under_way && ahead.messages() > 0 {
+            return Ok(Next::Ready);
+        }
+        let wait = if is_under_way { Duration::ZERO } else { POLL_WAIT };
+        match self.collect(transactor, owned, ahead, wait)? {
+            Next::Nothing if is_under_way => {
+                Ok(if commits.ends_within(LOOK_AGAIN)? { Next::Settled } else { Next::Waiting })
+            }
+            next => Ok(next),
+        }
+    }
+
+    /// Gathers what is there and has room in the batch.
+    fn collect(
+        &self,
+        transactor: &mut Transactor,
+        owned: &BTreeMap<i32, Owned>,
+        ahead: &Ahead,
+        wait: Duration,
+    ) -> Result<Next, RunError> {
+        let turns_max = match (owned.values().any(Owned::is_careful), self.forwards) {
+            (true, _) => 1,
+            (false, true) => FORWARDED_MAX,
+            (false, false) => self.limits.batch_turns_max,
+        };
+        let (turns_max, mut bytes) = (turns_max.saturating_sub(ahead.messages()), ahead.bytes());
+        let mut messages = Vec::new();
         while messages.len() < turns_max && bytes < self.limits.batch_bytes_max {
-            let wait = if messages.is_empty() { POLL_WAIT } else { Duration::ZERO };
+            let wait = if messages.is_empty() { wait } else { Duration::ZERO };
             match transactor.poll(wait) {
                 Ok(None) => break,
                 Ok(Some(Event::Message(message))) => {
@@ -238,8 +311,8 @@ impl Runner {
                     messages.push(message);
                 }
                 // What was gathered under the old assignment is read again by whoever gets the partitions.
-                Ok(Some(Event::Revoked)) => return Ok(Collected::Revoked),
-                Ok(Some(Event::Assigned(_))) => return Ok(Collected::Assigned),
+                Ok(Some(Event::Revoked)) => return Ok(Next::Revoked),
+                Ok(Some(Event::Assigned(_))) => return Ok(Next::Assigned),
                 Err(LogError::Transient(cause)) => {
                     tracing::debug!(cause, "the log is away for the moment");
                     break;
@@ -249,11 +322,11 @@ impl Runner {
                     break;
                 }
                 // True, and then taking over again says what contradicts what; or a look-up of offsets went wrong.
-                Err(LogError::OutOfRange(cause)) if !owned.is_empty() => return Ok(Collected::Misplaced(cause)),
+                Err(LogError::OutOfRange(cause)) if !owned.is_empty() => return Ok(Next::Misplaced(cause)),
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(if messages.is_empty() { Collected::Nothing } else { Collected::Batch(messages) })
+        Ok(if messages.is_empty() { Next::Nothing } else { Next::Messages(messages) })
     }
 
     /// Takes over the partitions that were given: an epoch first, then where to start, whether they are still ours, and
@@ -306,7 +379,9 @@ impl Runner {
         for (partition, assigned) in assigned {
             let next = start(&self.plan.input, partition, standing[&partition], assigned.watermark)?;
             starts.insert(partition, next);
-            let batch_end = next.saturating_add(self.limits.batch_turns_max as i64).min(standing[&partition].high);
+            // One batch was being committed, and the next one inferred.
+            let uncommitted_max = 2 * self.limits.batch_turns_max as i64;
+            let batch_end = next.saturating_add(uncommitted_max).min(standing[&partition].high);
             let careful_until = if assigned.attempt.is_some() { batch_end } else { next };
             let owner = Owned { epoch: assigned.epoch, next, attempt: assigned.attempt, careful_until };
             let mark = owner.attempt.unwrap_or(Attempt { offset: next, count: 0 });
@@ -358,12 +433,18 @@ impl Runner {
     }
 }
 
-/// What a round of polling brought.
-enum Collected {
+/// What is to be done next.
+enum Next {
+    /// A commit has come to its end.
+    Settled,
+    /// What was read makes up a batch.
+    Ready,
+    /// For a commit.
+    Waiting,
     Nothing,
     /// A partition cannot be read where it stands.
     Misplaced(String),
-    Batch(Vec<Message>),
+    Messages(Vec<Message>),
     Revoked,
     Assigned,
 }

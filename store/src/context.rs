@@ -61,6 +61,17 @@ pub struct Write {
     pub previous: Option<Version>,
 }
 
+/// The conversations from which a batch of one partition starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// The partition that the batch was read from.
+    pub partition: i32,
+    /// The offset at which it starts.
+    pub below: i64,
+    /// Its conversations.
+    pub conversations: Vec<String>,
+}
+
 /// What one batch of a partition leaves behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {

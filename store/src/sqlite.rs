@@ -1,7 +1,8 @@
 //! SQLite behind a thread: a connection that waits for a disk must not hold up the async runtime.
 //!
-//! One thread writes; further threads read beside it (WAL lets them). A call is a closure that runs on such a thread,
-//! so that a batch of a thousand rows costs one hop and not a thousand. The queue before each thread is bounded; who
+//! One thread writes; further threads read beside it (WAL lets them), and one carries the write-ahead log over into the
+//! file, so that no writer waits for the disk unless it asked to. A call is a closure that runs on such a thread, so that
+//! a batch of a thousand rows costs one hop and not a thousand. The queue before each thread is bounded; who
 //! calls waits. Left out: a pool of writers, because SQLite has one.
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,11 @@ const BUSY_WAIT: Duration = Duration::from_secs(5);
 const STATEMENTS_MAX: usize = 64;
 /// The write-ahead log is cut back to this size after a checkpoint, in bytes.
 const WAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
+/// Pages of the write-ahead log from which the writer itself carries it over into the file, because the thread beside it
+/// does not come to an end; with pages of 4 KiB as large as [`WAL_BYTES_MAX`].
+const WAL_PAGES_MAX: i64 = WAL_BYTES_MAX / 4096;
+/// Time between two checkpoints.
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(500);
 
 /// What is left after a crash of what a call said was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -140,12 +146,12 @@ impl Database {
         let opened = tokio::task::spawn_blocking(move || {
             let writer = connect(&path, layout, synchronous)?;
             let readers: Result<Vec<_>, _> = (0..readers).map(|_| connect(&path, layout, synchronous)).collect();
-            Ok::<_, DatabaseError>((writer, readers?))
+            Ok::<_, DatabaseError>((writer, readers?, connect(&path, layout, synchronous)?))
         });
-        let (writer, readers) = opened.await.map_err(|_| DatabaseError::Stopped)??;
+        let (writer, readers, checkpoints) = opened.await.map_err(|_| DatabaseError::Stopped)??;
         Ok(Database {
-            writer: Worker::start(layout.name, writer),
-            readers: readers.into_iter().map(|connection| Worker::start(layout.name, connection)).collect(),
+            writer: Worker::start(layout.name, writer, Some(checkpoints_of(layout.name, checkpoints))),
+            readers: readers.into_iter().map(|connection| Worker::start(layout.name, connection, None)).collect(),
         })
     }
 
@@ -153,7 +159,7 @@ impl Database {
     pub(crate) fn in_memory(layout: &'static Layout) -> Result<Database, DatabaseError> {
         let mut connection = Connection::open_in_memory()?;
         migrate(&mut connection, Path::new(":memory:"), layout)?;
-        Ok(Database { writer: Worker::start(layout.name, connection), readers: Vec::new() })
+        Ok(Database { writer: Worker::start(layout.name, connection, None), readers: Vec::new() })
     }
 
     /// Runs `work` in one transaction on the writing thread; it takes effect whole, or not at all if `work` fails.
@@ -193,13 +199,18 @@ impl Database {
 }
 
 impl Worker {
-    fn start(name: &str, mut connection: Connection) -> Worker {
+    /// `written` is told after every call.
+    fn start(name: &str, mut connection: Connection, written: Option<mpsc::Sender<()>>) -> Worker {
         let (jobs, mut waiting) = mpsc::channel::<Job>(CALLS_WAITING_MAX);
         std::thread::Builder::new()
             .name(format!("sqlite-{name}"))
             .spawn(move || {
                 while let Some(job) = waiting.blocking_recv() {
                     job(&mut connection);
+                    if let Some(written) = &written {
+                        // Whether it was told already does not matter.
+                        let _ = written.try_send(());
+                    }
                 }
             })
             .expect("the system has a thread left: a process without one cannot serve anyway");
@@ -222,6 +233,24 @@ impl Worker {
     }
 }
 
+/// Carries the write-ahead log over into the file whenever something was written, on a thread of its own, which ends with
+/// the writer. It takes what it can get without holding anybody up.
+fn checkpoints_of(name: &str, connection: Connection) -> mpsc::Sender<()> {
+    let (written, mut waiting) = mpsc::channel(1);
+    let thread = std::thread::Builder::new().name(format!("sqlite-{name}-wal")).spawn(move || {
+        while waiting.blocking_recv().is_some() {
+            if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+                // The writer comes to it by itself, and then tells what is wrong.
+                tracing::debug!(error = %error, "checkpoint beside the writer");
+            }
+            std::thread::sleep(CHECKPOINT_EVERY);
+        }
+    });
+    // Without it the writer does the work.
+    drop(thread);
+    written
+}
+
 fn connect(path: &Path, layout: &Layout, synchronous: &str) -> Result<Connection, DatabaseError> {
     let open = |e: rusqlite::Error| DatabaseError::Open { path: path.to_owned(), reason: e.to_string() };
     let mut connection = Connection::open(path).map_err(open)?;
@@ -230,6 +259,7 @@ fn connect(path: &Path, layout: &Layout, synchronous: &str) -> Result<Connection
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX)?;
+    connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES_MAX)?;
     migrate(&mut connection, path, layout)?;
     Ok(connection)
 }

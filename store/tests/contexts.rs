@@ -1,7 +1,7 @@
 //! What every store of contexts must do. Each check takes an empty store; another backend runs the same list.
 
 use schemas::Stamp;
-use store::context::{Attempt, Batch, ContextError, Contexts, Epoch, Version, Write};
+use store::context::{Attempt, Batch, ContextError, Contexts, Epoch, Start, Version, Write};
 use store::{DatabaseError, Durability};
 
 /// Runs every check on every backend.
@@ -26,6 +26,7 @@ contract!(
     slice_without_a_version_below_is_an_error,
     slice_of_another_partition_is_an_error,
     older_epoch_has_no_effect,
+    batches_of_several_partitions_are_saved_and_loaded_together_or_not_at_all,
     epoch_that_was_never_issued_has_no_effect,
     watermark_goes_back_after_an_abort,
     attempt_is_kept_until_cleared,
@@ -124,6 +125,28 @@ async fn older_epoch_has_no_effect(contexts: Contexts) {
     assert_eq!(loaded(&contexts, 100, "c").await.unwrap(), Some(4));
     let now = &contexts.watermarks().await.unwrap()[0];
     assert_eq!((now.watermark, now.attempt), (Some(5), None));
+}
+
+async fn batches_of_several_partitions_are_saved_and_loaded_together_or_not_at_all(contexts: Contexts) {
+    let (first, lost) =
+        (contexts.assign("all", 0).await.unwrap().epoch, contexts.assign("all", 1).await.unwrap().epoch);
+    let batches = |second: Epoch| {
+        vec![
+            batch(first, 0, 10, vec![write("a", "emotion", version(0, 9), None)]),
+            batch(second, 1, 20, vec![write("b", "emotion", version(1, 19), None)]),
+        ]
+    };
+    let start =
+        |partition, below, conversation: &str| Start { partition, below, conversations: vec![conversation.to_owned()] };
+    let starts = || vec![start(0, 10, "a"), start(1, 20, "b")];
+    let second = contexts.assign("all", 1).await.unwrap().epoch;
+    let fenced = contexts.save_all(batches(lost)).await;
+    assert!(matches!(fenced, Err(ContextError::Fenced { partition: 1, .. })), "{fenced:?}");
+    assert!(contexts.load_all(starts(), &["emotion"]).await.unwrap().is_empty(), "partition 0 has no part of it");
+    contexts.save_all(batches(second)).await.unwrap();
+    assert_eq!(contexts.load_all(starts(), &["emotion"]).await.unwrap().len(), 2);
+    let marks: Vec<_> = contexts.watermarks().await.unwrap().into_iter().map(|w| w.watermark).collect();
+    assert_eq!(marks, [Some(10), Some(20)]);
 }
 
 async fn epoch_that_was_never_issued_has_no_effect(contexts: Contexts) {

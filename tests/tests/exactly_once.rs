@@ -271,6 +271,30 @@ async fn a_role_whose_epoch_was_taken_takes_a_new_one_if_the_partition_is_still_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ran_ahead_of_an_abort_is_dropped_and_folded_once() {
+    let log = Log::start(2, &[]).await;
+    let contexts = Contexts::in_memory().await.unwrap();
+    // Many times what may be uncommitted: while one batch commits, the next is read and inferred.
+    for n in 0..200 {
+        for conversation in ["a", "b", "c"] {
+            log.say(&turn(conversation, &n.to_string(), "hello")).await;
+        }
+    }
+    let role = Role::start(&log, &contexts, &[], &Arc::default());
+    for come in [50, 250, 450] {
+        log.read::<Turn>(TURNS_ENRICHED, come).await;
+        // The next batch is refused by the store, and with it goes what was inferred behind it.
+        contexts.assign("one", 0).await.unwrap();
+        contexts.assign("one", 1).await.unwrap();
+    }
+    let enriched: Vec<Turn> = log.read(TURNS_ENRICHED, 600).await.into_iter().map(|(_, turn)| turn).collect();
+    for conversation in ["a", "b", "c"] {
+        assert_in_order(&enriched, conversation, 200);
+    }
+    role.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_lost_its_partition_is_not_confirmed_and_cannot_commit() {
     let log = Log::start(1, &[]).await;
     log.say(&turn("a", "1", "hello")).await;

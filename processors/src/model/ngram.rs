@@ -173,9 +173,40 @@ impl Normalised {
         }
         let Met { mut buckets, count, .. } = met;
         buckets.truncate(count);
-        buckets.sort_unstable();
-        buckets
+        sort(buckets)
     }
+}
+
+/// Bits of a bucket that a pass of the sort looks at.
+const DIGIT_BITS: usize = BUCKETS.trailing_zeros() as usize / 2;
+/// Fewer buckets than this are sorted by comparing them.
+const FEW: usize = 64;
+
+/// Sorts buckets: by their lower, then by their upper bits, which takes no comparison to be foreseen.
+fn sort(mut buckets: Vec<u32>) -> Vec<u32> {
+    if buckets.len() < FEW {
+        buckets.sort_unstable();
+        return buckets;
+    }
+    let mut sorted = vec![0; buckets.len()];
+    for pass in 0..2 {
+        let digit = |bucket: u32| bucket as usize >> (pass * DIGIT_BITS) & ((1 << DIGIT_BITS) - 1);
+        let mut places = [0u32; 1 << DIGIT_BITS];
+        for bucket in &buckets {
+            places[digit(*bucket)] += 1;
+        }
+        let mut before = 0;
+        for place in &mut places {
+            before += std::mem::replace(place, before);
+        }
+        for bucket in &buckets {
+            let place = &mut places[digit(*bucket)];
+            sorted[*place as usize] = *bucket;
+            *place += 1;
+        }
+        std::mem::swap(&mut buckets, &mut sorted);
+    }
+    buckets
 }
 
 /// Where the reading of a text stands.
@@ -292,6 +323,15 @@ mod tests {
         assert_eq!(words("soooooo 😭😭😭😭😭 a\u{200B}a\u{FE0F}aaa"), ["sooo", "😭😭😭", "aaa"]);
         assert_eq!(words("x?!?y ''' \u{3000}"), ["x", "?", "!", "?", "y"]);
         assert_eq!(words("İSTANBUL"), ["i\u{307}stanbul"]);
+    }
+
+    #[test]
+    fn many_buckets_are_sorted_as_few_are() {
+        let mut expected: Vec<u32> = (0..500u32).map(|i| i.wrapping_mul(2_654_435_761) % BUCKETS as u32).collect();
+        expected.extend_from_within(..40);
+        let sorted = sort(expected.clone());
+        expected.sort_unstable();
+        assert_eq!(sorted, expected);
     }
 
     #[test]

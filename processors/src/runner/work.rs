@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use schemas::{Reason, Skipped, Tier, Turn};
-use store::context::{Attempt, Batch, ContextError, Version, Write};
-use store::log::transact::Transactor;
+use store::context::{Attempt, Batch, ContextError, Start, Version, Write};
+use store::log::transact::{Outgoing, Transactor};
 use store::log::{Message, Record};
 
+use super::commit::{Commits, UnderWay};
 use super::error::{Interrupted, RunError};
 use super::{KILLS_MAX, Owned, Runner, now};
 use crate::batch::{Admitted, Place, Refused, TierPolicy, admit, rejection};
@@ -18,55 +19,141 @@ pub(super) enum Worked {
     Committed,
 }
 
+/// What was read, and inferred, while the batch before is committed. It makes up the next batch.
+pub(super) struct Ahead {
+    turns: Vec<(Turn, Place)>,
+    /// What needs no folding: rejects, and turns that are passed on.
+    records: Vec<Record>,
+    /// What is forwarded as it is.
+    forwarded: Vec<Message>,
+    /// The offsets behind all of it.
+    next: BTreeMap<i32, i64>,
+    /// Whether each turn was at fault.
+    faults: Vec<bool>,
+    started: i64,
+    messages: usize,
+    bytes: usize,
+    /// That new turns got last.
+    pub(super) tier: Tier,
+}
+
+impl Default for Ahead {
+    fn default() -> Ahead {
+        Ahead::new(Tier::Full)
+    }
+}
+
+impl Ahead {
+    fn new(tier: Tier) -> Ahead {
+        let (next, faults, started) = (BTreeMap::new(), Vec::new(), 0);
+        let (turns, records, forwarded) = (Vec::new(), Vec::new(), Vec::new());
+        Ahead { turns, records, forwarded, next, faults, started, messages: 0, bytes: 0, tier }
+    }
+
+    pub(super) fn messages(&self) -> usize {
+        self.messages
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Ahead::new(self.tier);
+    }
+
+    fn take(&mut self) -> Ahead {
+        let tier = self.tier;
+        std::mem::replace(self, Ahead::new(tier))
+    }
+}
+
 impl Runner {
-    /// One batch, from messages to a committed transaction.
-    pub(super) fn work(
+    /// From messages to inferred turns.
+    pub(super) fn read(
         &self,
-        transactor: &mut Transactor,
+        commits: &Commits,
         owned: &mut BTreeMap<i32, Owned>,
         messages: Vec<Message>,
-        last_tier: &mut Tier,
-    ) -> Result<Worked, Interrupted> {
+        ahead: &mut Ahead,
+    ) -> Result<(), RunError> {
         let started = now();
+        if ahead.messages == 0 {
+            ahead.started = started;
+        }
+        ahead.messages += messages.len();
+        ahead.bytes += messages.iter().filter_map(|message| message.value.as_ref()).map(Vec::len).sum::<usize>();
+        ahead.next.extend(messages.iter().map(|message| (message.partition, message.offset + 1)));
+        if self.forwards {
+            ahead.forwarded.extend(messages);
+            return Ok(());
+        }
         let oldest = messages.iter().map(|message| message.timestamp).min().unwrap_or(started);
-        self.choose_tier(last_tier, started - oldest);
-        let mut next: BTreeMap<i32, i64> = BTreeMap::new();
-        let mut records = Vec::with_capacity(messages.len());
+        self.choose_tier(&mut ahead.tier, started - oldest);
         let (mut turns, mut places) = (Vec::with_capacity(messages.len()), Vec::with_capacity(messages.len()));
-        let (mut faults, mut last_fault) = (Vec::with_capacity(messages.len()), String::new());
+        let mut last_fault = String::new();
         for message in messages {
-            next.insert(message.partition, message.offset + 1);
             let kills = self.alone_in_work(owned, &message)?;
-            let Some(admitted) = self.admit(&message, kills, *last_tier)? else { continue };
+            let Some(admitted) = self.admit(&message, kills, ahead.tier)? else { continue };
             match admitted {
-                Ok((turn, place)) if kills >= KILLS_MAX => records.push(self.pass_on(turn, &place, started)?),
+                Ok((turn, place)) if kills >= KILLS_MAX => ahead.records.push(self.pass_on(turn, &place, started)?),
                 Ok((turn, place)) => {
-                    faults.push(false);
+                    ahead.faults.push(false);
                     turns.push(turn);
                     places.push(place);
                 }
                 Err(refused) => {
-                    faults.push(refused.reason != Reason::Killer);
-                    records.push(self.reject(&refused, message, started)?);
+                    ahead.faults.push(refused.reason != Reason::Killer);
+                    ahead.records.push(self.reject(&refused, message, started)?);
                     last_fault = refused.detail;
                 }
             }
         }
-        self.stop_rejecting(&faults, last_fault)?;
-        self.chain.infer(&mut turns).map_err(RunError::from)?;
-        let mut work: BTreeMap<i32, Vec<(Turn, Place)>> = next.keys().map(|p| (*p, Vec::new())).collect();
-        for (turn, place) in turns.into_iter().zip(places) {
-            work.entry(place.partition).or_default().push((turn, place));
+        self.stop_rejecting(&[commits.faults(), &ahead.faults].concat(), last_fault)?;
+        self.chain.infer(&mut turns)?;
+        ahead.turns.extend(turns.into_iter().zip(places));
+        Ok(())
+    }
+
+    /// From inferred turns to a transaction that is being committed.
+    pub(super) fn commit(
+        &self,
+        transactor: &mut Transactor,
+        commits: &mut Commits,
+        owned: &mut BTreeMap<i32, Owned>,
+        ahead: &mut Ahead,
+    ) -> Result<Worked, Interrupted> {
+        let Ahead { turns, mut records, forwarded, next, faults, started, .. } = ahead.take();
+        let begun = if self.forwards {
+            transactor.begin(forwarded.iter().map(|message| self.forwarded(message)))?
+        } else {
+            let folded = self.fold(turns, &mut records, now());
+            let mut writes = folded.map_err(|error| self.blame(owned, &next, error))?;
+            let batches = self.batches(owned, &next, &mut writes)?;
+            // The records are on their way to the broker while the contexts are written; they become visible with the
+            // commit, which comes last.
+            let begun = transactor.begin(records.iter().map(Outgoing::from))?;
+            if let Err(interrupted) = self.save(owned, batches) {
+                begun.abandon().map_err(RunError::from)?;
+                return Err(interrupted);
+            }
+            begun
+        };
+        let is_careful = owned.values().any(Owned::is_careful);
+        commits.commit(begun, UnderWay { next, records, started, faults })?;
+        // A turn that runs alone is committed before the next one is read.
+        if is_careful { self.settle(commits, owned) } else { Ok(Worked::Nothing) }
+    }
+
+    fn forwarded<'a>(&'a self, message: &'a Message) -> Outgoing<'a> {
+        Outgoing {
+            topic: &self.plan.output,
+            partition: Some(message.partition),
+            key: message.key.as_deref(),
+            value: message.value.as_deref(),
+            headers: &message.headers,
+            timestamp: message.timestamp,
         }
-        for (partition, work) in work {
-            let folded = self.fold(partition, work, &mut records, started);
-            let writes = folded.map_err(|error| self.blame(owned, partition, error))?;
-            self.save(owned, partition, next[&partition], writes)?;
-        }
-        transactor.commit(&records, &next)?;
-        self.recent.note(self.limits.rejects, &faults);
-        self.meters.committed(&records, started, now());
-        self.advance(owned, &next)
     }
 
     /// When there is nothing to read: what stands between the last batch and here are marks of transactions. To commit
@@ -81,40 +168,52 @@ impl Runner {
         if next.is_empty() {
             return Ok(Worked::Nothing);
         }
-        for (partition, position) in &next {
-            self.save(owned, *partition, *position, Vec::new())?;
-        }
+        self.save(owned, self.batches(owned, &next, &mut BTreeMap::new())?)?;
         transactor.commit(&[], &next)?;
         self.advance(owned, &next)
     }
 
-    /// Writes slices and watermark. A turn that runs alone has now done the work that could kill, and did not.
-    fn save(
+    /// What is saved of each partition: its slices, and the offset that is about to be committed.
+    fn batches(
         &self,
         owned: &BTreeMap<i32, Owned>,
-        partition: i32,
-        watermark: i64,
-        writes: Vec<Write>,
-    ) -> Result<(), Interrupted> {
-        let Some(owner) = owned.get(&partition) else {
-            return Err(Interrupted::Dropped("a partition was taken away".to_owned()));
-        };
-        let batch = Batch { chain: self.chain.name().to_owned(), partition, epoch: owner.epoch, watermark, writes };
-        self.wait(self.contexts.save(batch)).map_err(RunError::from)?;
-        if owner.is_careful() && owner.attempt.is_some() {
-            self.note(partition, owner, owner.attempt)?;
+        next: &BTreeMap<i32, i64>,
+        writes: &mut BTreeMap<i32, Vec<Write>>,
+    ) -> Result<Vec<Batch>, Interrupted> {
+        let mut batches = Vec::with_capacity(next.len());
+        for (&partition, &watermark) in next {
+            let Some(owner) = owned.get(&partition) else {
+                return Err(Interrupted::Dropped("a partition was taken away".to_owned()));
+            };
+            let (chain, writes) = (self.chain.name().to_owned(), writes.remove(&partition).unwrap_or_default());
+            batches.push(Batch { chain, partition, epoch: owner.epoch, watermark, writes });
+        }
+        Ok(batches)
+    }
+
+    /// Writes slices and watermarks. A turn that runs alone has now done the work that could kill, and did not.
+    fn save(&self, owned: &BTreeMap<i32, Owned>, batches: Vec<Batch>) -> Result<(), Interrupted> {
+        let partitions: Vec<i32> = batches.iter().map(|batch| batch.partition).collect();
+        self.wait(self.contexts.save_all(batches)).map_err(RunError::from)?;
+        for partition in partitions {
+            let Some(owner) = owned.get(&partition) else { continue };
+            if owner.is_careful() && owner.attempt.is_some() {
+                self.note(partition, owner, owner.attempt)?;
+            }
         }
         Ok(())
     }
 
     /// Whose fault it is that a batch was not folded. A zombie that woke finds contexts that the owner has carried on, and
     /// then they are not ahead of the log: the batch is no longer its own.
-    fn blame(&self, owned: &BTreeMap<i32, Owned>, partition: i32, error: RunError) -> Interrupted {
-        let ahead = matches!(error, RunError::Context(ContextError::NoVersionBelow { .. }));
-        if let Some(owner) = owned.get(&partition).filter(|_| ahead)
-            && let Err(fenced) = self.wait(self.contexts.confirm(self.chain.name(), partition, owner.epoch))
-        {
-            return RunError::from(fenced).into();
+    fn blame(&self, owned: &BTreeMap<i32, Owned>, next: &BTreeMap<i32, i64>, error: RunError) -> Interrupted {
+        if !matches!(error, RunError::Context(ContextError::NoVersionBelow { .. })) {
+            return error.into();
+        }
+        for (partition, owner) in owned.iter().filter(|(partition, _)| next.contains_key(partition)) {
+            if let Err(fenced) = self.wait(self.contexts.confirm(self.chain.name(), *partition, owner.epoch)) {
+                return RunError::from(fenced).into();
+            }
         }
         error.into()
     }
@@ -208,32 +307,18 @@ impl Runner {
         }
     }
 
-    /// Folds the turns of a partition, in order, and appends what they became to `records`. Returns the slices to
-    /// write.
+    /// Folds turns, in the order of their partition, and appends what they became to `records`. Returns the slices to
+    /// write, by partition.
     fn fold(
         &self,
-        partition: i32,
-        work: Vec<(Turn, Place)>,
+        turns: Vec<(Turn, Place)>,
         records: &mut Vec<Record>,
         now: i64,
-    ) -> Result<Vec<Write>, RunError> {
-        let Some(below) = work.first().map(|(_, place)| place.stamp.offset) else { return Ok(Vec::new()) };
-        let mut names: Vec<String> = work.iter().map(|(turn, _)| turn.conversation.clone()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let slices = self.chain.slices();
-        let mut versions = self.wait(self.contexts.load(partition, below, &slices, &names))?;
-        let mut open: HashMap<String, Conversation> = HashMap::with_capacity(names.len());
-        for name in names {
-            let version = |slice: &&'static str| {
-                versions.remove(&(name.clone(), (*slice).to_owned())).map(|version| (*slice, version))
-            };
-            let base: HashMap<&'static str, Version> = slices.iter().filter_map(version).collect();
-            let conversation = self.chain.open(&name, base)?;
-            open.insert(name, conversation);
-        }
-        for (mut turn, place) in work {
-            let conversation = open.get_mut(&turn.conversation).expect("opened above for every turn of the batch");
+    ) -> Result<BTreeMap<i32, Vec<Write>>, RunError> {
+        let mut open = self.open(&turns)?;
+        for (mut turn, place) in turns {
+            let conversation = open.get_mut(&turn.conversation).map(|(_, conversation)| conversation);
+            let conversation = conversation.expect("opened above for every turn of the batch");
             match self.chain.fold(conversation, &mut turn, place.stamp)? {
                 Folded::Repeated => self.meters.repeated(),
                 Folded::Enriched => {
@@ -242,15 +327,55 @@ impl Runner {
                 }
             }
         }
-        let mut writes = Vec::with_capacity(open.len() * slices.len());
-        for conversation in open.into_values() {
-            writes.extend(self.chain.close(conversation)?);
+        let mut writes: BTreeMap<i32, Vec<Write>> = BTreeMap::new();
+        for (partition, conversation) in open.into_values() {
+            writes.entry(partition).or_default().extend(self.chain.close(conversation)?);
         }
         Ok(writes)
     }
 
+    /// The conversations of a batch as they are before it, each with its partition.
+    fn open(&self, turns: &[(Turn, Place)]) -> Result<HashMap<String, (i32, Conversation)>, RunError> {
+        let mut starts: BTreeMap<i32, Start> = BTreeMap::new();
+        for (turn, place) in turns {
+            let (partition, below) = (place.partition, place.stamp.offset);
+            let start = starts.entry(partition).or_insert(Start { partition, below, conversations: Vec::new() });
+            start.conversations.push(turn.conversation.clone());
+        }
+        let mut names: Vec<(i32, String)> = Vec::with_capacity(turns.len());
+        for start in starts.values_mut() {
+            start.conversations.sort_unstable();
+            start.conversations.dedup();
+            names.extend(start.conversations.iter().map(|name| (start.partition, name.clone())));
+        }
+        let slices = self.chain.slices();
+        let mut versions = if starts.is_empty() {
+            HashMap::new()
+        } else {
+            self.wait(self.contexts.load_all(starts.into_values().collect(), &slices))?
+        };
+        let mut open = HashMap::with_capacity(names.len());
+        for (partition, name) in names {
+            let version = |slice: &&'static str| {
+                versions.remove(&(name.clone(), (*slice).to_owned())).map(|version| (*slice, version))
+            };
+            let base: HashMap<&'static str, Version> = slices.iter().filter_map(version).collect();
+            let conversation = self.chain.open(&name, base)?;
+            if let Some((found, _)) = open.insert(name.clone(), (partition, conversation)) {
+                let (conversation, stage) = (name, self.chain.name().to_owned());
+                let foreign = ContextError::ForeignPartition { conversation, stage, found, expected: partition };
+                return Err(foreign.into());
+            }
+        }
+        Ok(open)
+    }
+
     /// After a commit: the next batch starts behind this one, and a turn that was tried alone did no harm.
-    fn advance(&self, owned: &mut BTreeMap<i32, Owned>, next: &BTreeMap<i32, i64>) -> Result<Worked, Interrupted> {
+    pub(super) fn advance(
+        &self,
+        owned: &mut BTreeMap<i32, Owned>,
+        next: &BTreeMap<i32, i64>,
+    ) -> Result<Worked, Interrupted> {
         for (partition, offset) in next {
             let Some(owner) = owned.get_mut(partition) else { continue };
             owner.next = *offset;

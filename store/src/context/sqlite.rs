@@ -8,7 +8,7 @@ use std::path::Path;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use schemas::Stamp;
 
-use super::{Assigned, Attempt, Batch, ContextError, Epoch, Record, Version, Watermark, Write, newest_below};
+use super::{Assigned, Attempt, Batch, ContextError, Epoch, Record, Start, Version, Watermark, Write, newest_below};
 use crate::sqlite::{Database, Layout};
 use crate::{DatabaseError, Durability};
 
@@ -107,16 +107,30 @@ impl Contexts {
         stages: &[&str],
         conversations: &[String],
     ) -> Result<HashMap<(String, String), Version>, ContextError> {
-        let stages: Vec<String> = stages.iter().map(|&stage| stage.to_owned()).collect();
         let conversations = conversations.to_vec();
+        self.load_all(vec![Start { partition, below, conversations }], stages).await
+    }
+
+    /// As [`Contexts::load`], for several partitions at once. A conversation belongs to one of them.
+    ///
+    /// # Errors
+    /// As [`Contexts::load`].
+    pub async fn load_all(
+        &self,
+        starts: Vec<Start>,
+        stages: &[&str],
+    ) -> Result<HashMap<(String, String), Version>, ContextError> {
+        let stages: Vec<String> = stages.iter().map(|&stage| stage.to_owned()).collect();
         self.database
             .read(move |transaction| {
                 let mut found = HashMap::new();
-                for conversation in conversations {
-                    for record in records(transaction, &conversation, Some(&stages))? {
-                        let stage = record.stage.clone();
-                        if let Some(version) = newest_below(&conversation, partition, below, record)? {
-                            found.insert((conversation.clone(), stage), version);
+                for Start { partition, below, conversations } in starts {
+                    for conversation in conversations {
+                        for record in records(transaction, &conversation, Some(&stages))? {
+                            let stage = record.stage.clone();
+                            if let Some(version) = newest_below(&conversation, partition, below, record)? {
+                                found.insert((conversation.clone(), stage), version);
+                            }
                         }
                     }
                 }
@@ -130,15 +144,25 @@ impl Contexts {
     /// # Errors
     /// [`ContextError::Fenced`] if the epoch is not the newest, and nothing is written; the database could not serve.
     pub async fn save(&self, batch: Batch) -> Result<(), ContextError> {
+        self.save_all(vec![batch]).await
+    }
+
+    /// As [`Contexts::save`], for several partitions: all of them, or none.
+    ///
+    /// # Errors
+    /// As [`Contexts::save`].
+    pub async fn save_all(&self, batches: Vec<Batch>) -> Result<(), ContextError> {
         self.database
             .write(move |transaction| {
-                own(transaction, &batch.chain, batch.partition, batch.epoch)?;
-                for slice in &batch.writes {
-                    write(transaction, slice)?;
+                for batch in batches {
+                    own(transaction, &batch.chain, batch.partition, batch.epoch)?;
+                    for slice in &batch.writes {
+                        write(transaction, slice)?;
+                    }
+                    let mut statement = transaction
+                        .prepare_cached("UPDATE partitions SET watermark = ?3 WHERE chain = ?1 AND partition = ?2")?;
+                    statement.execute(params![batch.chain, batch.partition, batch.watermark])?;
                 }
-                let mut statement = transaction
-                    .prepare_cached("UPDATE partitions SET watermark = ?3 WHERE chain = ?1 AND partition = ?2")?;
-                statement.execute(params![batch.chain, batch.partition, batch.watermark])?;
                 Ok(())
             })
             .await

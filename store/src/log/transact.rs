@@ -9,22 +9,27 @@
 //! - [`Transactor::confirm`] asks the group by the same metadata, without committing anything.
 //! - An outcome in doubt is asked for again, [`COMMIT_ATTEMPTS_MAX`] times; then it is fatal.
 //!
-//! Blocking: it lives on a thread of its own.
+//! Blocking: it lives on a thread of its own; a transaction that has begun may be ended on another one meanwhile.
+
+mod deliveries;
+mod rebalances;
+mod writer;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
-use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{Producer as _, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{Logged, base, consumer, owned, with_properties};
+use self::deliveries::{Deliveries, Outstanding};
+use self::rebalances::{Change, Rebalances};
+use self::writer::Writer;
+pub use self::writer::{Begun, Outgoing};
+use super::client::{base, consumer, owned, with_properties};
 use super::error::classify;
-use super::producer::headers;
 use super::{Kafka, LogError, Message, Record};
 
 /// How often a commit whose outcome is in doubt is asked for before the process gives up.
@@ -49,6 +54,16 @@ pub struct Settings {
     pub work_time_max: Duration,
     /// Bytes that are fetched ahead of the work.
     pub fetch_ahead_bytes_max: usize,
+}
+
+/// What [`Transactor::commit`] promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Delivery {
+    /// Records and offsets take effect together or not at all.
+    #[default]
+    ExactlyOnce,
+    /// The offsets follow once every record is acknowledged: after a crash in between, records are written again.
+    AtLeastOnce,
 }
 
 /// What [`Transactor::poll`] saw.
@@ -86,13 +101,11 @@ pub enum CommitError {
 
 /// One member of a group with its transactional producer.
 pub struct Transactor {
-    consumer: BaseConsumer<Rebalances>,
-    producer: ThreadedProducer<Deliveries>,
-    deliveries: Arc<Outstanding>,
+    consumer: Arc<BaseConsumer<Rebalances>>,
+    writer: Arc<Writer>,
     topic: Arc<str>,
-    metadata: Option<ConsumerGroupMetadata>,
+    metadata: Option<Arc<ConsumerGroupMetadata>>,
     given: Vec<i32>,
-    transaction_timeout: Duration,
 }
 
 impl std::fmt::Debug for Transactor {
@@ -107,6 +120,14 @@ impl Transactor {
     /// # Errors
     /// The settings are refused, or the broker does not answer in time.
     pub fn connect(kafka: &Kafka, settings: &Settings) -> Result<Transactor, LogError> {
+        Transactor::connect_for(kafka, settings, Delivery::ExactlyOnce)
+    }
+
+    /// As [`Transactor::connect`], with a promise of choice; without transactions nobody is fenced.
+    ///
+    /// # Errors
+    /// As [`Transactor::connect`].
+    pub fn connect_for(kafka: &Kafka, settings: &Settings, delivery: Delivery) -> Result<Transactor, LogError> {
         let mut reading = consumer(kafka, &settings.group);
         reading
             .set("partition.assignment.strategy", "range")
@@ -119,20 +140,32 @@ impl Transactor {
         let deliveries = Arc::new(Outstanding::default());
         let mut writing = base(kafka);
         writing
-            .set("transactional.id", &settings.transactional_id)
-            .set("transaction.timeout.ms", millis(settings.transaction_timeout))
             .set("enable.idempotence", "true")
             .set("partitioner", "murmur2_random")
             .set("compression.codec", "lz4")
             .set("linger.ms", "0")
             .set("message.max.bytes", schemas::topic::REJECT_BYTES_MAX.to_string());
+        if delivery == Delivery::ExactlyOnce {
+            writing
+                .set("transactional.id", &settings.transactional_id)
+                .set("transaction.timeout.ms", millis(settings.transaction_timeout));
+        }
         let producer: ThreadedProducer<Deliveries> =
             with_properties(writing, kafka).create_with_context(Deliveries(Arc::clone(&deliveries))).map_err(of)?;
-        producer.init_transactions(CALL_TIMEOUT).map_err(of)?;
+        if delivery == Delivery::ExactlyOnce {
+            producer.init_transactions(CALL_TIMEOUT).map_err(of)?;
+        }
         consumer.subscribe(&[&settings.topic]).map_err(of)?;
-        let (topic, metadata, given) = (Arc::from(settings.topic.as_str()), None, Vec::new());
-        let transaction_timeout = settings.transaction_timeout;
-        Ok(Transactor { consumer, producer, deliveries, topic, metadata, given, transaction_timeout })
+        let (consumer, topic) = (Arc::new(consumer), Arc::<str>::from(settings.topic.as_str()));
+        let writer = Arc::new(Writer {
+            consumer: Arc::clone(&consumer),
+            producer,
+            deliveries,
+            topic: Arc::clone(&topic),
+            transaction_timeout: settings.transaction_timeout,
+            delivery,
+        });
+        Ok(Transactor { consumer, writer, topic, metadata: None, given: Vec::new() })
     }
 
     /// The next event, or `None` if there is none within `wait`.
@@ -157,7 +190,7 @@ impl Transactor {
     }
 
     fn rebalanced(&mut self) -> Result<Option<Event>, LogError> {
-        let change = lock(&self.consumer.context().0).pop_front();
+        let change = self.consumer.context().next();
         match change {
             None => Ok(None),
             Some(Change::Revoked) => {
@@ -166,7 +199,7 @@ impl Transactor {
                 Ok(Some(Event::Revoked))
             }
             Some(Change::Assigned(partitions)) => {
-                self.metadata = self.consumer.group_metadata();
+                self.metadata = self.consumer.group_metadata().map(Arc::new);
                 self.given.clone_from(&partitions);
                 Ok(Some(Event::Assigned(partitions)))
             }
@@ -208,7 +241,7 @@ impl Transactor {
     /// # Errors
     /// The group has moved on in the meantime: poll again.
     pub fn assign(&mut self, starts: &BTreeMap<i32, i64>) -> Result<(), LogError> {
-        let list = self.offsets(starts)?;
+        let list = offsets(&self.topic, starts)?;
         self.consumer.assign(&list).map_err(of)
     }
 
@@ -230,107 +263,41 @@ impl Transactor {
     /// # Errors
     /// [`CommitError::Aborted`]: nothing happened. [`CommitError::Fatal`]: fenced, or the outcome stays in doubt.
     pub fn commit(&mut self, records: &[Record], next: &BTreeMap<i32, i64>) -> Result<(), CommitError> {
-        let offsets = self.offsets(next)?;
+        self.begin(records.iter().map(Outgoing::from))?.commit(next)
+    }
+
+    /// Begins a transaction and sends its records, without waiting for their acknowledgement. One is open at a time.
+    ///
+    /// # Errors
+    /// As [`Transactor::commit`].
+    pub fn begin<'r>(&mut self, records: impl ExactSizeIterator<Item = Outgoing<'r>>) -> Result<Begun, CommitError> {
         let Some(metadata) = &self.metadata else { return Err(taken_away()) };
-        self.producer.begin_transaction().map_err(of)?;
-        let written = self
-            .produce(records)
-            .and_then(|()| self.producer.send_offsets_to_transaction(&offsets, metadata, CALL_TIMEOUT));
-        match written {
-            Ok(()) => self.finish(),
-            Err(error) => Err(self.abort(&error)),
-        }
+        Writer::begin(&self.writer, metadata, records)
     }
 
     /// Whether the group still counts this member as the one that was given these partitions. The group says so when
     /// offsets are sent to it; they are taken back, so that nothing is committed whatever the answer is, and a group
-    /// that has committed nothing can be asked too.
+    /// that has committed nothing can be asked too. No transaction may be open.
     ///
     /// # Errors
     /// [`CommitError::Aborted`]: it does not, or it cannot be asked at the moment. [`CommitError::Fatal`]: as for
     /// [`Transactor::commit`].
     pub fn confirm(&mut self, partitions: &[i32]) -> Result<(), CommitError> {
-        // Which offsets does not matter.
-        let offsets = self.offsets(&partitions.iter().map(|partition| (*partition, 0)).collect())?;
         let Some(metadata) = &self.metadata else { return Err(taken_away()) };
-        self.producer.begin_transaction().map_err(of)?;
-        match self.producer.send_offsets_to_transaction(&offsets, metadata, CALL_TIMEOUT) {
-            Ok(()) => Ok(self.take_back()?),
-            Err(error) => Err(self.abort(&error)),
-        }
-    }
-
-    /// Sends the records and waits until the broker has acknowledged each one. The wait comes before the offsets and
-    /// the commit: `flush` within them would take up to 100 ms, because the producer's own thread has already taken
-    /// the event that it polls for.
-    fn produce(&self, records: &[Record]) -> Result<(), KafkaError> {
-        self.deliveries.start(records.len());
-        for record in records {
-            let mut base = BaseRecord::<[u8], [u8]>::to(&record.topic).timestamp(record.timestamp);
-            base.headers = headers(&record.headers);
-            base.partition = record.partition;
-            base.key = record.key.as_deref();
-            base.payload = record.value.as_deref();
-            self.producer.send(base).map_err(|(error, _)| error)?;
-        }
-        self.deliveries.wait(self.transaction_timeout)
-    }
-
-    fn finish(&self) -> Result<(), CommitError> {
-        for _ in 0..COMMIT_ATTEMPTS_MAX {
-            match self.producer.commit_transaction(self.transaction_timeout) {
-                Ok(()) => return Ok(()),
-                Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
-                    return Err(self.abort(&KafkaError::Transaction(error)));
-                }
-                Err(KafkaError::Transaction(error)) if error.is_retriable() => {
-                    tracing::warn!(error = %error, "commit in doubt, asking again");
-                }
-                Err(error) => return Err(of(error).into()),
-            }
-        }
-        let doubt = "the outcome of a transaction stays in doubt: see to the broker, then start again";
-        Err(LogError::Fatal(doubt.to_owned()).into())
-    }
-
-    /// Aborts the transaction because of `cause`; what to tell the caller.
-    fn abort(&self, cause: &KafkaError) -> CommitError {
-        if let KafkaError::Transaction(error) = cause
-            && error.is_fatal()
-        {
-            return of(cause.clone()).into();
-        }
-        match self.take_back() {
-            Ok(()) => CommitError::Aborted(cause.to_string()),
-            Err(error) => error.into(),
-        }
-    }
-
-    /// Ends the open transaction so that nothing of it is visible.
-    fn take_back(&self) -> Result<(), LogError> {
-        for _ in 0..COMMIT_ATTEMPTS_MAX {
-            match self.producer.abort_transaction(self.transaction_timeout) {
-                Ok(()) => return Ok(()),
-                Err(KafkaError::Transaction(error)) if error.is_retriable() => {
-                    tracing::warn!(error = %error, "abort in doubt, asking again");
-                }
-                Err(error) => return Err(of(error)),
-            }
-        }
-        Err(LogError::Transient("the transaction could not be aborted: see to the broker".to_owned()))
-    }
-
-    fn offsets(&self, offsets: &BTreeMap<i32, i64>) -> Result<TopicPartitionList, LogError> {
-        let mut list = TopicPartitionList::new();
-        for (partition, offset) in offsets {
-            list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset)).map_err(of)?;
-        }
-        Ok(list)
+        self.writer.confirm(metadata, partitions)
     }
 }
 
 fn taken_away() -> CommitError {
     CommitError::Aborted("the partitions were taken away".to_owned())
+}
+
+fn offsets(topic: &str, offsets: &BTreeMap<i32, i64>) -> Result<TopicPartitionList, LogError> {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in offsets {
+        list.add_partition_offset(topic, *partition, Offset::Offset(*offset)).map_err(of)?;
+    }
+    Ok(list)
 }
 
 fn millis(duration: Duration) -> String {
@@ -339,115 +306,6 @@ fn millis(duration: Duration) -> String {
 
 fn of(error: KafkaError) -> LogError {
     classify(&error)
-}
-
-/// A change of the group, in the order in which it came.
-enum Change {
-    Assigned(Vec<i32>),
-    Revoked,
-    Failed(RDKafkaErrorCode),
-}
-
-/// Gives partitions back, and notes changes of the group; the rest is left to the thread that polls.
-#[derive(Default)]
-struct Rebalances(Mutex<std::collections::VecDeque<Change>>);
-
-impl ClientContext for Rebalances {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        Logged.log(level, facility, line);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        Logged.error(error, reason);
-    }
-}
-
-impl ConsumerContext for Rebalances {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        if err != RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            // At once, because closing the consumer waits for it. The polling thread has no commit under way here.
-            if let Err(error) = consumer.unassign() {
-                tracing::warn!(error = %error, "cannot give partitions back");
-            }
-        }
-        let change = match err {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
-                Change::Assigned(list.elements().iter().map(|element| element.partition()).collect())
-            }
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => Change::Revoked,
-            other => Change::Failed(other.into()),
-        };
-        lock(&self.0).push_back(change);
-    }
-}
-
-/// Records of the open transaction that the broker has not acknowledged yet.
-#[derive(Default)]
-struct Outstanding {
-    state: Mutex<Count>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Count {
-    expected: usize,
-    seen: usize,
-    failed: Option<KafkaError>,
-}
-
-impl Outstanding {
-    fn start(&self, expected: usize) {
-        *lock(&self.state) = Count { expected, ..Count::default() };
-    }
-
-    fn note(&self, result: Option<KafkaError>) {
-        let mut count = lock(&self.state);
-        count.seen += 1;
-        count.failed = count.failed.take().or(result);
-        if count.seen >= count.expected || count.failed.is_some() {
-            self.changed.notify_all();
-        }
-    }
-
-    fn wait(&self, within: Duration) -> Result<(), KafkaError> {
-        let deadline = Instant::now() + within;
-        let mut count = lock(&self.state);
-        loop {
-            if let Some(error) = count.failed.take() {
-                return Err(error);
-            }
-            if count.seen >= count.expected {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
-            }
-            let woken = self.changed.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner);
-            count = woken.0;
-        }
-    }
-}
-
-/// Counts delivery reports, on the producer's own thread.
-struct Deliveries(Arc<Outstanding>);
-
-impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        Logged.log(level, facility, line);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        Logged.error(error, reason);
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        self.0.note(result.as_ref().err().map(|(error, _)| error.clone()));
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

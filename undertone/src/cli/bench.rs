@@ -16,22 +16,17 @@ pub(super) enum BenchCommand {
     Broker(benchmarks::broker::Options),
     /// Kill, stop and add processes under load; then count what was lost, doubled or out of order.
     Faults(benchmarks::faults::Options),
+    /// Throughput and latency of the pipeline beside its peers.
+    Pipeline(benchmarks::pipeline::Options),
 }
 
 pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> anyhow::Result<ExitCode> {
     let outcome = match command {
         BenchCommand::Broker(options) => benchmarks::broker::run(options),
-        BenchCommand::Faults(options) => {
-            let models = settings.load()?.models;
-            let undertone = benchmarks::faults::Undertone {
-                path: std::env::current_exe().context("find the program")?,
-                models: locate::models(&models.dir)?,
-                onnxruntime: locate::onnxruntime(&models.onnxruntime)?,
-            };
-            benchmarks::faults::run(options, &undertone, &mut |line| {
-                let _ = writeln!(std::io::stderr(), "{line}");
-            })
-        }
+        BenchCommand::Faults(options) => benchmarks::faults::run(options, &undertone(settings)?, &mut |line| {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }),
+        BenchCommand::Pipeline(options) => benchmarks::pipeline::run(options, &undertone(settings)?),
     }?;
     if json {
         say(&serde_json::to_string(&outcome.json).context("write the report")?)?;
@@ -39,4 +34,14 @@ pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> 
         say(&outcome.text)?;
     }
     Ok(if outcome.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The program itself, to start it as a process of its own, and what it needs.
+fn undertone(settings: &Settings) -> anyhow::Result<benchmarks::Undertone> {
+    let models = settings.load()?.models;
+    Ok(benchmarks::Undertone {
+        path: std::env::current_exe().context("find the program")?,
+        models: locate::models(&models.dir)?,
+        onnxruntime: locate::onnxruntime(&models.onnxruntime)?,
+    })
 }

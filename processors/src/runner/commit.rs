@@ -1,0 +1,101 @@
+//! Commits on a thread of its own, so that the next batch is read and inferred meanwhile. One is under way at a time.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use store::log::Record;
+use store::log::transact::{Begun, CommitError};
+
+use super::error::{Interrupted, RunError};
+use super::work::Worked;
+use super::{Owned, Runner, now};
+
+/// The committing thread, which ends with this value.
+pub(super) struct Commits {
+    begun: SyncSender<(Begun, BTreeMap<i32, i64>)>,
+    outcomes: Receiver<Outcome>,
+    under_way: Option<UnderWay>,
+    /// The outcome of what is under way, once it is known.
+    outcome: Option<Outcome>,
+}
+
+/// What became of a batch, and when, in milliseconds since the Unix epoch.
+type Outcome = (Result<(), CommitError>, i64);
+
+/// What is to be noted of a batch when it is committed.
+pub(super) struct UnderWay {
+    /// The offsets at which the next batches start.
+    pub(super) next: BTreeMap<i32, i64>,
+    pub(super) records: Vec<Record>,
+    pub(super) started: i64,
+    /// Whether each turn was at fault.
+    pub(super) faults: Vec<bool>,
+}
+
+impl Commits {
+    /// Starts the thread.
+    pub(super) fn start() -> Result<Commits, RunError> {
+        let (begun, taken) = sync_channel::<(Begun, BTreeMap<i32, i64>)>(1);
+        let (done, outcomes) = sync_channel(1);
+        let work = move || {
+            while let Ok((begun, next)) = taken.recv() {
+                if done.send((begun.commit(&next), now())).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("processors-commit".to_owned());
+        thread.spawn(work).map_err(RunError::Thread)?;
+        Ok(Commits { begun, outcomes, under_way: None, outcome: None })
+    }
+
+    /// Whether there is a batch that is not settled.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Whether each turn of the batch that is not settled was at fault.
+    pub(super) fn faults(&self) -> &[bool] {
+        self.under_way.as_ref().map_or(&[], |batch| &batch.faults)
+    }
+
+    /// Whether the batch that is under way comes to its end within `wait`: it can be settled without waiting.
+    pub(super) fn ends_within(&mut self, wait: Duration) -> Result<bool, RunError> {
+        if self.under_way.is_some() && self.outcome.is_none() {
+            match self.outcomes.recv_timeout(wait) {
+                Ok(outcome) => self.outcome = Some(outcome),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(RunError::Panicked),
+            }
+        }
+        Ok(self.outcome.is_some())
+    }
+
+    /// Commits a batch. The one before must be settled.
+    pub(super) fn commit(&mut self, begun: Begun, batch: UnderWay) -> Result<(), RunError> {
+        debug_assert!(self.under_way.is_none(), "at most one batch of a partition is uncommitted");
+        self.begun.send((begun, batch.next.clone())).map_err(|_| RunError::Panicked)?;
+        self.under_way = Some(batch);
+        Ok(())
+    }
+}
+
+impl Runner {
+    /// Waits for the outcome of the batch that is being committed, if there is one.
+    pub(super) fn settle(
+        &self,
+        commits: &mut Commits,
+        owned: &mut BTreeMap<i32, Owned>,
+    ) -> Result<Worked, Interrupted> {
+        let Some(UnderWay { next, records, started, faults, .. }) = commits.under_way.take() else {
+            return Ok(Worked::Nothing);
+        };
+        let outcome = commits.outcome.take().map_or_else(|| commits.outcomes.recv(), Ok);
+        let (outcome, done) = outcome.map_err(|_| RunError::Panicked)?;
+        outcome?;
+        self.recent.note(self.limits.rejects, &faults);
+        self.meters.committed(&records, started, done);
+        self.advance(owned, &next)
+    }
+}

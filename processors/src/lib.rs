@@ -113,7 +113,7 @@ pub enum Work {
     /// It is read as a turn and goes through the stages of the plan; they are made on the role's own thread.
     Stages(Load),
     /// As before, but it is one that was enriched before.
-    Replay(Replay, Load),
+    Replay(Box<Replay>, Load),
     /// It goes on as it is: not parsed, not checked, without a context. What the runner costs by itself.
     Forward,
 }
@@ -157,7 +157,7 @@ pub async fn run_replay_stages(
 ) -> Result<(), RunError> {
     let plan = replay.plan(order, &config.stages)?;
     let config = Config { group: replay::group(&replay.name), ..config };
-    let work = Work::Replay(replay, Box::new(load));
+    let work = Work::Replay(Box::new(replay), Box::new(load));
     run_way(config, Way { plan, delivery: Delivery::ExactlyOnce, work }, around).await
 }
 
@@ -174,7 +174,7 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
         let forwards = matches!(work, Work::Forward);
         let (load, replay) = match work {
             Work::Stages(load) => (Some(load), None),
-            Work::Replay(replay, load) => (Some(load), Some(replay)),
+            Work::Replay(replay, load) => (Some(load), Some(*replay)),
             Work::Forward => (None, None),
         };
         let mut stages = load.map_or_else(|| Ok(Vec::new()), |load| load())?;

@@ -45,6 +45,12 @@ impl<'a> From<&'a Record> for Outgoing<'a> {
     }
 }
 
+/// Time between two looks whether the producer's thread has come to its end, which takes it some microseconds unless
+/// others have the processor.
+const LOOK_EVERY: Duration = Duration::from_micros(50);
+/// Looks until `flush` is left to wait.
+const LOOKS_MAX: usize = 400;
+
 /// Writes what came of batches.
 pub(super) struct Writer {
     /// Commits the offsets where there are no transactions.
@@ -87,7 +93,10 @@ impl Begun {
         let written =
             delivered.and_then(|()| writer.producer.send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT));
         match written {
-            Ok(()) => writer.commit(),
+            Ok(()) => {
+                writer.see_off();
+                writer.commit()
+            }
             Err(error) => Err(writer.abort(&error)),
         }
     }
@@ -135,6 +144,17 @@ impl Writer {
         match self.producer.send_offsets_to_transaction(&offsets, metadata, CALL_TIMEOUT) {
             Ok(()) => Ok(self.take_back()?),
             Err(error) => Err(self.abort(&error)),
+        }
+    }
+
+    /// Waits until the producer's own thread has put away the reports that it told: as long as it holds one of them,
+    /// `flush` within the commit waits for another, which does not come.
+    fn see_off(&self) {
+        for _ in 0..LOOKS_MAX {
+            if self.producer.in_flight_count() == 0 {
+                return;
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
     }
 

@@ -29,6 +29,8 @@ struct State {
     fails_first: bool,
     /// Whether who comes to work is held, and whether somebody is.
     holds: bool,
+    /// The same for who comes to fold.
+    holds_fold: bool,
     held: bool,
 }
 
@@ -52,9 +54,15 @@ impl Hand {
         self.state().holds = true;
     }
 
+    /// The next turn is not folded, on contexts that are loaded by then, before [`Hand::release`].
+    pub fn hold_fold(&self) {
+        self.state().holds_fold = true;
+    }
+
     /// Lets the work that is held go on.
     pub fn release(&self) {
-        self.state().holds = false;
+        let mut state = self.state();
+        (state.holds, state.holds_fold) = (false, false);
         self.0.1.notify_all();
     }
 
@@ -71,6 +79,16 @@ impl Hand {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fold(&self) {
+        let mut state = self.state();
+        if state.holds_fold {
+            state.held = true;
+            self.0.1.notify_all();
+            state = self.0.1.wait_while(state, |state| state.holds_fold).unwrap_or_else(PoisonError::into_inner);
+            state.held = false;
+        }
     }
 
     fn work(&self, stage: &'static str) -> Result<(), Failure> {
@@ -121,6 +139,7 @@ impl Stage for Toy {
     }
 
     fn fold(&self, slice: &mut EmotionSlice, turn: &mut Turn) -> Result<(), Failure> {
+        self.hand.fold();
         let place = turn.skipped.iter().position(|skipped| skipped.stage == self.name);
         let place = place.expect("infer left a note");
         let note = std::mem::take(&mut turn.skipped[place].reason);

@@ -19,7 +19,7 @@ use store::log::transact::{COMMIT_ATTEMPTS_MAX, CommitError, Event, Settings, Tr
 use store::log::{Admin, Kafka, LogError, Producer, ProducerLimits, Record, TopicSpec};
 use tests::proxy::{Held, Kind, Proxy};
 use tests::role::{GROUP, Outcome, Role, Setup, forget, outcome, rebuild, reference};
-use tests::toy::{KILLER, MORTAL, ORDER};
+use tests::toy::{Hand, KILLER, MORTAL, ORDER};
 use tests::{Log, PATIENCE, turn};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -50,14 +50,23 @@ async fn assert_exactly_once(log: &Log, contexts: &Contexts, received: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_zombie_that_wakes_in_the_middle_of_a_batch_changes_nothing() {
+async fn a_zombie_that_wakes_before_it_loads_contexts_changes_nothing() {
+    zombie_wakes(Hand::hold).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_zombie_that_wakes_with_contexts_to_write_writes_nothing() {
+    zombie_wakes(Hand::hold_fold).await;
+}
+
+async fn zombie_wakes(hold: fn(&Hand)) {
     let log = Log::start(1, &[]).await;
     let contexts = Contexts::in_memory().await.unwrap();
     let zombie_setup = Setup::named("zombie");
     let mut zombie = Role::start(&log, &contexts, &zombie_setup);
     say(&log, "a", 0).await;
     enriched(&log, 1).await;
-    zombie_setup.hand.hold();
+    hold(&zombie_setup.hand);
     say(&log, "a", 1).await;
     zombie_setup.hand.holding().await;
     // It is silent for too long: the group gives its partition to another, which folds the same turn and more.
@@ -75,7 +84,7 @@ async fn a_zombie_that_wakes_in_the_middle_of_a_batch_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_zombie_with_a_newer_epoch_is_not_confirmed_even_by_a_group_that_has_committed_nothing() {
+async fn a_zombie_that_wakes_while_the_owner_commits_the_first_batch_of_the_group_changes_nothing() {
     let log = Log::start(1, &[]).await;
     let contexts = Contexts::in_memory().await.unwrap();
     let zombie_setup = Setup::named("zombie");
@@ -112,16 +121,8 @@ async fn a_batch_that_takes_longer_than_the_group_waits_is_read_again_by_the_sam
     say(&log, "a", 1).await;
     setup.hand.holding().await;
     // The group gives it up, and there is nobody else.
-    blocking({
-        let kafka = log.kafka.clone();
-        move || {
-            let client: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &kafka.bootstrap).create().unwrap();
-            let group = processors::group(GROUP, ORDER[0]);
-            let groups = || client.fetch_group_list(Some(&group), PATIENCE).unwrap();
-            while groups().groups().iter().any(|group| !group.members().is_empty()) {}
-        }
-    })
-    .await;
+    let kafka = log.kafka.clone();
+    blocking(move || group_is(&kafka, &processors::group(GROUP, ORDER[0]), "Empty")).await;
     setup.hand.release();
     say(&log, "a", 2).await;
     assert_exactly_once(&log, &contexts, 3).await;
@@ -160,6 +161,13 @@ fn changed(transactor: &mut Transactor) -> Event {
     panic!("the group did not move in time");
 }
 
+/// Waits until the broker says that of a group; who waits bounds it.
+fn group_is(kafka: &Kafka, group: &str, state: &str) {
+    let client: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &kafka.bootstrap).create().unwrap();
+    let known = || client.fetch_group_list(Some(group), PATIENCE).unwrap();
+    while known().groups().iter().all(|known| known.state() != state) {}
+}
+
 /// An enriched turn that says who wrote it.
 fn signed(log: &Log, by: &str) -> Record {
     let turn = turn("a", by, by);
@@ -196,6 +204,8 @@ async fn a_member_that_lost_its_partition_and_rejoined_commits_nothing_of_the_ba
         // The group has nobody else now, and takes it in again. What it held is of a time that has passed.
         let event = changed(&mut member);
         assert!(matches!(event, Event::Revoked), "a loss goes before what is given anew: {event:?}");
+        // The client has rejoined by now, under a new generation that could commit; the batch is of the one before.
+        group_is(&kafka, &settings("member").group, "Stable");
         let refused = member.commit(std::slice::from_ref(&late), &BTreeMap::from([(0, 1)]));
         assert!(matches!(refused, Err(CommitError::Aborted(_))), "{refused:?}");
         joined(&mut member);

@@ -197,18 +197,23 @@ impl Fleet {
         }
     }
 
-    /// Looks after them until something holds; whether it did within the time.
+    /// Looks after them until something holds; whether it did within the time. Time in which a server that is not ours
+    /// is being started does not count: nobody can get on then, and its command has a bound of its own.
     pub(super) async fn until(
         &mut self,
         within: Duration,
         mut holds: impl FnMut(&mut Fleet) -> bool,
     ) -> anyhow::Result<bool> {
-        let until = Instant::now() + within;
-        while Instant::now() < until {
+        let mut left = within;
+        while !left.is_zero() {
             if holds(self) {
                 return Ok(true);
             }
+            let looked = Instant::now();
             self.pass(LOOK_EVERY).await?;
+            if self.server.as_ref().is_none_or(|server| server.up) {
+                left = left.saturating_sub(looked.elapsed());
+            }
         }
         Ok(holds(self))
     }

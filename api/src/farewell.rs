@@ -24,7 +24,7 @@ fn retry(config: &Config, random: u64) -> Duration {
 pub(crate) fn message(retry: Duration, resume: String) -> Message {
     let retry_ms = u64::try_from(retry.as_millis()).unwrap_or(u64::MAX);
     let text = json!({ "type": "reconnect", "reason": "going_down", "retry_ms": retry_ms, "resume": resume });
-    Message { kind: "reconnect", text: text.to_string(), resume: Some(resume) }
+    Message { kind: "reconnect", text: text.to_string(), resume: Some(resume), onward: None }
 }
 
 #[cfg(test)]

@@ -3,29 +3,32 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use schemas::{Codec, Turn};
+use schemas::{Codec, Span, SpanKind, Spans, Turn, topic};
 use store::log::{LogError, Message, Tail};
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::{Hub, Live};
 use crate::meters::{Meters, Skip};
+use crate::onward::Onward;
 use crate::view::{self, Embeddings};
 
 /// First and longest pause after a transient error of the log.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
+/// What the reader needs.
+pub(crate) struct Feed {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) codec: Arc<Codec>,
+    pub(crate) meters: Arc<Meters>,
+    pub(crate) spans: Spans,
+}
+
 /// Reads until shutdown, or until the log says that reading on is of no use.
 ///
 /// # Errors
 /// What the log said.
-pub(crate) async fn run(
-    mut tail: Tail,
-    hub: Arc<Hub>,
-    codec: Arc<Codec>,
-    meters: Arc<Meters>,
-    shutdown: CancellationToken,
-) -> Result<(), LogError> {
+pub(crate) async fn run(mut tail: Tail, feed: &Feed, shutdown: CancellationToken) -> Result<(), LogError> {
     let mut pause = PAUSE_MIN;
     loop {
         let message = tokio::select! {
@@ -35,7 +38,7 @@ pub(crate) async fn run(
         match message {
             Ok(message) => {
                 pause = PAUSE_MIN;
-                publish(message, &hub, &codec, &meters);
+                feed.publish(message);
             }
             Err(LogError::Transient(reason)) => {
                 tracing::warn!(reason, pause_ms = pause.as_millis() as u64, "enriched turns cannot be read for now");
@@ -50,18 +53,41 @@ pub(crate) async fn run(
     }
 }
 
-fn publish(message: Message, hub: &Hub, codec: &Codec, meters: &Meters) {
-    let (partition, offset) = (message.partition, message.offset);
-    match live_of(codec, message) {
-        Ok((live, received_at)) => {
-            meters.hub_turns.add(1, &[]);
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            meters.journey.record((now.as_millis() as i64 - received_at).max(0) as f64 / 1000.0, &[]);
-            hub.publish(live);
-        }
-        Err(skip) => {
-            meters.skipped(skip);
-            tracing::error!(partition, offset, reason = ?skip, "a record of the enriched turns cannot be shown");
+impl Feed {
+    fn publish(&self, message: Message) {
+        let (partition, offset) = (message.partition, message.offset);
+        let begun = SystemTime::now();
+        let trace = message.trace();
+        match live_of(&self.codec, message) {
+            Ok((mut live, received_at)) => {
+                self.meters.hub_turns.add(1, &[]);
+                let now = begun.duration_since(UNIX_EPOCH).unwrap_or_default();
+                self.meters.journey.record((now.as_millis() as i64 - received_at).max(0) as f64 / 1000.0, &[]);
+                let Some(parent) = self.spans.watched(trace) else { return self.hub.publish(live) };
+                let onward = Arc::new(Onward::new(&self.spans, parent, begun));
+                live.traceparent = Some(onward.place.to_string());
+                live.onward = Some(Arc::clone(&onward));
+                let span = Span::new("deliver", onward.place, Some(parent), begun, begun).facing(SpanKind::Consumer);
+                let span = span
+                    .with("messaging.system", "kafka")
+                    .with("messaging.destination.name", topic::TURNS_ENRICHED)
+                    .with("messaging.destination.partition.id", partition.to_string())
+                    .with("messaging.kafka.offset", offset)
+                    .with("undertone.position", live.position);
+                self.hub.publish(live);
+                self.spans.report(Span { ended: SystemTime::now(), ..span });
+            }
+            Err(skip) => {
+                self.meters.skipped(skip);
+                let trace_id = trace.map(|trace| trace.trace_hex());
+                tracing::error!(
+                    partition,
+                    offset,
+                    reason = ?skip,
+                    trace_id,
+                    "a record of the enriched turns cannot be shown"
+                );
+            }
         }
     }
 }
@@ -85,6 +111,7 @@ pub(crate) fn live_of(codec: &Codec, message: Message) -> Result<(Live, i64), Sk
         value,
         correlation_id,
         traceparent,
+        onward: None,
     };
     Ok((live, turn.received_at))
 }

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
+use crate::onward::Onward;
+
 /// A turn as the hub holds it.
 #[derive(Debug)]
 pub(crate) struct Live {
@@ -27,6 +29,8 @@ pub(crate) struct Live {
     /// The correlation id and the trace that came with the record.
     pub(crate) correlation_id: Option<String>,
     pub(crate) traceparent: Option<String>,
+    /// Only of a turn whose trace is sampled, as the hub takes it up.
+    pub(crate) onward: Option<Arc<Onward>>,
 }
 
 impl Live {
@@ -274,6 +278,7 @@ mod tests {
             value: Vec::new(),
             correlation_id: None,
             traceparent: None,
+            onward: None,
         }
     }
 

@@ -18,6 +18,7 @@ mod guard;
 mod history;
 mod hub;
 mod meters;
+mod onward;
 mod page;
 mod problem;
 mod recover;
@@ -36,7 +37,7 @@ use std::time::Duration;
 
 use axum::Router;
 use opentelemetry::metrics::Meter;
-use schemas::{Codec, topic};
+use schemas::{Codec, Spans, topic};
 use store::history::History;
 use store::log::{From, Kafka, LogError, Tail};
 use tokio::sync::{Semaphore, watch};
@@ -187,6 +188,7 @@ impl Api {
         history: History,
         codec: Arc<Codec>,
         meter: &Meter,
+        spans: Spans,
         shutdown: CancellationToken,
     ) -> Result<Api, StartError> {
         let tail = Tail::open(kafka, topic::TURNS_ENRICHED, From::End).await?;
@@ -204,11 +206,16 @@ impl Api {
         });
         let (failed, failure) = watch::channel(None);
         tokio::spawn({
-            let (hub, codec, meters) = (shared.hub.clone(), shared.codec.clone(), shared.meters.clone());
+            let feed = feed::Feed {
+                hub: shared.hub.clone(),
+                codec: shared.codec.clone(),
+                meters: shared.meters.clone(),
+                spans,
+            };
             let shutdown = shutdown.clone();
             async move {
-                let ended = feed::run(tail, hub.clone(), codec, meters, shutdown.clone()).await;
-                hub.close();
+                let ended = feed::run(tail, &feed, shutdown).await;
+                feed.hub.close();
                 match ended {
                     Err(error) => drop(failed.send(Some(Failure(error)))),
                     // The sender lives as long as the process may still be asked.

@@ -27,14 +27,15 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Transport::WebSocket => "websocket",
+            Transport::Sse => "sse",
+        }
+    }
+
     fn label(self) -> KeyValue {
-        KeyValue::new(
-            "transport",
-            match self {
-                Transport::WebSocket => "websocket",
-                Transport::Sse => "sse",
-            },
-        )
+        KeyValue::new("transport", self.name())
     }
 }
 

@@ -15,12 +15,13 @@ use store::history::HistoryError;
 use crate::Shared;
 use crate::firehose::{self, Replay};
 use crate::hub::{FirehoseStart, Live, Queue};
+use crate::onward::Onward;
 use crate::recover::{Item, Recovered, Sources};
 use crate::resume::{Token, key};
 use crate::view::{self, Embeddings};
 
 /// A message for the client.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Message {
     /// The value of `type`, and the name of the SSE event.
     pub(crate) kind: &'static str,
@@ -28,6 +29,8 @@ pub(crate) struct Message {
     pub(crate) text: String,
     /// The token that `text` carries too: the SSE event id.
     pub(crate) resume: Option<String>,
+    /// To be told once it is sent, where its turn is traced.
+    pub(crate) onward: Option<Arc<Onward>>,
 }
 
 /// Why something cannot be followed. The client is told; the stream lives on.
@@ -211,7 +214,7 @@ impl Session {
         self.awaited.remove(&key(conversation));
         let resume = self.token();
         let text = json!({ "type": "unfollowed", "conversation": conversation, "resume": resume }).to_string();
-        Message { kind: "unfollowed", text, resume: Some(resume) }
+        Message { kind: "unfollowed", text, resume: Some(resume), onward: None }
     }
 
     /// The next thing to accept; `None` when the session was cut off or the hub closed. Cancel-safe.
@@ -361,9 +364,11 @@ impl Session {
         if self.embeddings == Embeddings::Show
             && let Ok(turn) = self.shared.codec.decode::<Turn>(&live.value)
         {
-            return turn_message(&view::json(&turn, Embeddings::Show), self.token(), correlation, trace);
+            let message = turn_message(&view::json(&turn, Embeddings::Show), self.token(), correlation, trace);
+            return Message { onward: live.onward.clone(), ..message };
         }
-        turn_message(&live.json, self.token(), correlation, trace)
+        let message = turn_message(&live.json, self.token(), correlation, trace);
+        Message { onward: live.onward.clone(), ..message }
     }
 
     fn following(&self, conversation: &str, recovered: Option<bool>) -> Message {
@@ -386,7 +391,7 @@ impl Session {
         if let Some(recovered) = recovered {
             body["recovered"] = json!(recovered);
         }
-        Message { kind, text: body.to_string(), resume: Some(resume) }
+        Message { kind, text: body.to_string(), resume: Some(resume), onward: None }
     }
 }
 
@@ -402,5 +407,5 @@ fn turn_message(turn: &str, resume: String, correlation: Option<&str>, trace: Op
         }
     }
     text.push('}');
-    Message { kind: "turn", text, resume: Some(resume) }
+    Message { kind: "turn", text, resume: Some(resume), onward: None }
 }

@@ -99,6 +99,7 @@ impl Reader {
         if turns > 0 {
             self.shared.meters.sent(Transport::Sse, turns as u64);
         }
+        messages.iter().filter_map(|message| message.onward.as_ref()).for_each(|onward| onward.sent(Transport::Sse));
         self.pending.extend(messages.into_iter().map(event));
     }
 
@@ -159,7 +160,7 @@ impl Reader {
         let resume = self.session.token();
         let text =
             json!({ "type": "error", "code": code, "field": "", "message": message, "resume": resume }).to_string();
-        self.pending.push_back(event(Message { kind: "error", text, resume: Some(resume) }));
+        self.pending.push_back(event(Message { kind: "error", text, resume: Some(resume), onward: None }));
         self.over = true;
     }
 }

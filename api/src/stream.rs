@@ -85,6 +85,9 @@ impl Socket {
         let turns = messages.iter().filter(|message| message.kind == "turn").count();
         for message in messages {
             self.send(Frame::Text(message.text.into())).await?;
+            if let Some(onward) = message.onward {
+                onward.sent(Transport::WebSocket);
+            }
         }
         if turns > 0 {
             self.shared.meters.sent(Transport::WebSocket, turns as u64);

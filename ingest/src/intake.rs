@@ -9,9 +9,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use schemas::{Codec, EncodeError, Envelope, Feedback, Reject, TraceParent, Turn, topic};
+use schemas::{Codec, EncodeError, Envelope, Feedback, Reject, Span, SpanKind, Spans, TraceParent, Turn, topic};
 use store::log::{AppendError, Place, Producer, Record};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -36,6 +36,8 @@ pub(crate) struct Beside {
     pub(crate) correlation_id: Option<String>,
     /// A new trace unless given.
     pub(crate) trace: Option<TraceParent>,
+    /// When the input began to be read; of one whose time is not known, when it is appended.
+    pub(crate) begun: Option<SystemTime>,
 }
 
 /// Why an input was not taken: always a reason of ours, so it may be sent again.
@@ -83,6 +85,7 @@ pub(crate) struct Intake {
     pub(crate) disk: Disk,
     pub(crate) acknowledge_within: Duration,
     pub(crate) meters: Meters,
+    pub(crate) spans: Spans,
     pub(crate) room: Room,
     /// What an operator is told at most once a minute.
     pub(crate) seldom: Seldom,
@@ -117,7 +120,9 @@ impl Intake {
         held: Held,
     ) -> Result<Place, Refusal> {
         let started = Instant::now();
-        let envelope = envelope(source, input, beside, Uuid::new_v4());
+        let (random, caller, begun) = (Uuid::new_v4(), beside.trace, beside.begun);
+        let envelope = envelope(source, input, beside, random, &self.spans);
+        let watched = self.spans.watched(envelope.trace).map(|place| (place, SystemTime::now()));
         let record = record(&self.codec, input, &envelope).map_err(|error| {
             tracing::error!(%error, source, "encode input");
             Refusal::Refused
@@ -131,8 +136,16 @@ impl Intake {
         let appended = tokio::time::timeout(self.acknowledge_within, &mut appending).await;
         let place = match appended {
             Ok(Ok(place)) => place,
-            Ok(Err(error)) => return Err(self.refusal(&error)),
+            Ok(Err(error)) => {
+                if let Some((place, appending)) = watched {
+                    self.trace(source, place, caller, [begun.unwrap_or(appending), appending], Err("refused"));
+                }
+                return Err(self.refusal(&error));
+            }
             Err(_elapsed) => {
+                if let Some((place, appending)) = watched {
+                    self.trace(source, place, caller, [begun.unwrap_or(appending), appending], Err("late"));
+                }
                 tokio::spawn(appending);
                 self.note_failure("no acknowledgement in time");
                 return Err(Refusal::Late);
@@ -142,11 +155,45 @@ impl Intake {
             tracing::info!("log acknowledges again");
         }
         self.meters.acknowledged(source, started.elapsed());
+        if let Some((here, appending)) = watched {
+            self.trace(source, here, caller, [begun.unwrap_or(appending), appending], Ok((place, &envelope)));
+        }
         let trace_id = envelope.trace.map(|trace| trace.trace_hex());
         let (id, correlation_id) = (&envelope.id, &envelope.correlation_id);
         let Place { partition, offset } = place;
         tracing::debug!(source, id, correlation_id, trace_id, partition, offset, "input appended");
         Ok(place)
+    }
+
+    /// Reports the two spans of an input: its intake, under the caller's, and below that the append, whose id travels in
+    /// the record's headers.
+    fn trace(
+        &self,
+        source: &'static str,
+        append: TraceParent,
+        caller: Option<TraceParent>,
+        [begun, appending]: [SystemTime; 2],
+        appended: Result<(Place, &Envelope), &'static str>,
+    ) {
+        let now = SystemTime::now();
+        let intake = append.child(Uuid::new_v5(&Uuid::nil(), &append.parent_id));
+        let mut outer = Span::new("intake", intake, caller, begun, now).facing(SpanKind::Server);
+        let mut inner = Span::new("append", append, Some(intake), appending, now).facing(SpanKind::Producer);
+        outer = outer.with("undertone.source", source);
+        inner = inner.with("messaging.system", "kafka");
+        match appended {
+            Ok((Place { partition, offset }, envelope)) => {
+                inner = inner
+                    .with("messaging.destination.partition.id", partition.to_string())
+                    .with("messaging.kafka.offset", offset);
+                outer = outer
+                    .with("undertone.id", envelope.id.clone())
+                    .with("undertone.correlation_id", envelope.correlation_id.clone());
+            }
+            Err(fault) => (outer.fault, inner.fault) = (Some(fault), Some(fault)),
+        }
+        self.spans.report(inner);
+        self.spans.report(outer);
     }
 
     /// There is no room: the log takes less than comes in.
@@ -187,7 +234,7 @@ impl Intake {
     }
 }
 
-pub(crate) fn envelope(source: &'static str, input: &Input, beside: Beside, random: Uuid) -> Envelope {
+pub(crate) fn envelope(source: &'static str, input: &Input, beside: Beside, random: Uuid, spans: &Spans) -> Envelope {
     let (id, kind, time) = match input {
         Input::Turn(turn) => (turn.id, "dev.undertone.turn.received.v1", turn.received_at),
         Input::Feedback(feedback) => (feedback.id, "dev.undertone.feedback.v1", feedback.received_at),
@@ -200,7 +247,7 @@ pub(crate) fn envelope(source: &'static str, input: &Input, beside: Beside, rand
         source: format!("/ingest/{source}"),
         kind: kind.to_owned(),
         time,
-        trace: Some(beside.trace.map_or_else(|| TraceParent::root(random), |trace| trace.child(random))),
+        trace: Some(beside.trace.map_or_else(|| spans.root(random), |trace| trace.child(random))),
     }
 }
 

@@ -32,7 +32,7 @@ use axum::Router;
 use axum::http::{Method, Uri};
 use axum::routing::{get, post};
 use opentelemetry::metrics::Meter;
-use schemas::{Codec, topic};
+use schemas::{Codec, Spans, topic};
 use secrecy::SecretString;
 use store::log::{Producer, ProducerLimits};
 use tokio::sync::Semaphore;
@@ -159,8 +159,8 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// An intake that appends by `producer`, in the encoding of `codec`, and reports to `meter`.
-    pub fn new(mut config: Config, producer: Producer, codec: Arc<Codec>, meter: &Meter) -> Ingest {
+    /// An intake that appends by `producer`, in the encoding of `codec`, and reports to `meter` and `spans`.
+    pub fn new(mut config: Config, producer: Producer, codec: Arc<Codec>, meter: &Meter, spans: Spans) -> Ingest {
         config.body_bytes_max = config.body_bytes_max.min(topic::REJECT_BYTES_MAX / 2);
         config.websocket.idle = config.websocket.idle.max(Duration::from_millis(2));
         let intake = Intake {
@@ -169,6 +169,7 @@ impl Ingest {
             disk: Disk::new(config.data_dir.clone(), config.disk_free_bytes_min),
             acknowledge_within: config.acknowledge_within,
             meters: Meters::new(meter),
+            spans,
             room: Room::new(config.in_flight_bytes_max, meter),
             seldom: Seldom::default(),
             draining: CancellationToken::new(),

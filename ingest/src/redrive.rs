@@ -5,7 +5,7 @@
 //! one attempt more.
 
 use schemas::reject::ATTEMPT_HEADER;
-use schemas::{Codec, EncodeError, Header, Reason, Reject, TraceParent};
+use schemas::{Codec, EncodeError, Header, Reason, Reject, Spans, TraceParent};
 use store::log::Record;
 use uuid::Uuid;
 
@@ -58,6 +58,7 @@ pub fn redrive(
     let beside = || Beside {
         correlation_id: text("correlationid"),
         trace: text("traceparent").as_deref().and_then(TraceParent::parse),
+        begun: None,
     };
     let (source, inputs) = match reject.source.as_deref() {
         Some(TELEGRAM) => (TELEGRAM, update(reject, received_at, bounds)),
@@ -80,7 +81,7 @@ pub fn redrive(
         };
         // The same span however often the same try is run.
         let random = Uuid::new_v5(&reject.id, &reject.attempt.to_be_bytes());
-        let envelope = envelope(source, &input, beside(), random);
+        let envelope = envelope(source, &input, beside(), random, &Spans::off());
         let mut record = record(codec, &input, &envelope)?;
         let attempt = reject.attempt.saturating_add(1).to_string();
         record.headers.push((ATTEMPT_HEADER.to_owned(), attempt.into_bytes()));

@@ -48,6 +48,7 @@ pub(crate) async fn webhook(
 }
 
 async fn take(shared: &Shared, name: &str, headers: &HeaderMap, body: Body) -> Result<(), Problem> {
+    let begun = SystemTime::now();
     let count = |kind, outcome| shared.intake.meters.input(TELEGRAM, kind, outcome);
     let refused = |refusal: Refusal| Problem::unavailable(refusal, shared.config.retry_after);
 
@@ -95,7 +96,7 @@ async fn take(shared: &Shared, name: &str, headers: &HeaderMap, body: Body) -> R
             return Ok(());
         }
     };
-    match shared.intake.append(TELEGRAM, &input, beside(headers), held).await {
+    match shared.intake.append(TELEGRAM, &input, Beside { begun: Some(begun), ..beside(headers) }, held).await {
         Ok(_) => {
             count(parsed.kind, outcome);
             if let Input::Reject(reject) = &input {
@@ -162,6 +163,7 @@ fn beside(headers: &HeaderMap) -> Beside {
     Beside {
         correlation_id: text(CORRELATION_HEADER).filter(fits).map(str::to_owned),
         trace: text("traceparent").and_then(TraceParent::parse),
+        begun: None,
     }
 }
 

@@ -302,7 +302,7 @@ async fn answer(shared: Arc<Shared>, frame: Frame, refused: Option<Refusal>, hel
         }
     };
     let (id, turn) = (said.turn.external_id.clone(), said.turn.id);
-    let beside = Beside { correlation_id: said.correlation_id, trace: said.trace };
+    let beside = Beside { correlation_id: said.correlation_id, trace: said.trace, begun: None };
     let input = Input::Turn(Box::new(said.turn));
     let appended = match (refused, held) {
         (None, Some(held)) => shared.intake.append(WEBSOCKET, &input, beside, held).await,

@@ -97,6 +97,21 @@ fn stamped(turn: &Turn, partition: i32) -> Result<Stamp, Refused> {
 }
 
 impl Place {
+    /// The trace that came with it.
+    pub(crate) fn trace(&self) -> Option<TraceParent> {
+        self.trace
+    }
+
+    /// The trace that goes on with the turn. The same turn gets the same span however often its batch is run.
+    pub(crate) fn trace_of(&self, id: Uuid, chain: &str) -> Option<TraceParent> {
+        self.trace.map(|trace| trace.child(Uuid::new_v5(&id, chain.as_bytes())))
+    }
+
+    /// The correlation id that came with it.
+    pub(crate) fn correlation_id(&self) -> &str {
+        &self.correlation_id
+    }
+
     /// The record of the turn that came from here. `now` in milliseconds since the Unix epoch.
     ///
     /// # Errors
@@ -116,8 +131,7 @@ impl Place {
             kind: "dev.undertone.turn.enriched.v1".to_owned(),
             time: now,
             correlation_id: self.correlation_id.clone(),
-            // The same turn gets the same span however often its batch is run.
-            trace: self.trace.map(|trace| trace.child(Uuid::new_v5(&id, chain.as_bytes()))),
+            trace: self.trace_of(id, chain),
         };
         Ok(Record {
             topic: topic.to_owned(),

@@ -79,7 +79,16 @@ impl Chain {
     /// # Errors
     /// A fault of ours.
     pub fn infer(&self, turns: &mut [Turn]) -> Result<(), Failure> {
-        self.stages.iter().try_for_each(|stage| stage.infer(turns))
+        self.infer_with(turns, |_| {})
+    }
+
+    /// As [`Chain::infer`], and says after each stage that it is done.
+    pub(crate) fn infer_with(&self, turns: &mut [Turn], mut done: impl FnMut(&'static str)) -> Result<(), Failure> {
+        for stage in &self.stages {
+            stage.infer(turns)?;
+            done(stage.name());
+        }
+        Ok(())
     }
 
     /// Opens the slices of a conversation from the versions that the batch starts from.
@@ -103,6 +112,17 @@ impl Chain {
     /// # Errors
     /// A fault of ours.
     pub fn fold(&self, conversation: &mut Conversation, turn: &mut Turn, stamp: Stamp) -> Result<Folded, Failure> {
+        self.fold_with(conversation, turn, stamp, |_| {})
+    }
+
+    /// As [`Chain::fold`], and says after each stage that it is done.
+    pub(crate) fn fold_with(
+        &self,
+        conversation: &mut Conversation,
+        turn: &mut Turn,
+        stamp: Stamp,
+        done: impl FnMut(&'static str),
+    ) -> Result<Folded, Failure> {
         if self.first {
             match sequence::number(&mut conversation.sequence, turn.id) {
                 None => return Ok(Folded::Repeated),
@@ -110,7 +130,7 @@ impl Chain {
             }
             turn.stamp = Some(stamp);
         }
-        self.fold_parts(conversation, turn, stamp)?;
+        self.fold_parts(conversation, turn, stamp, done)?;
         Ok(Folded::Enriched)
     }
 
@@ -133,12 +153,19 @@ impl Chain {
                 });
             }
         }
-        self.fold_parts(conversation, turn, stamp)
+        self.fold_parts(conversation, turn, stamp, |_| {})
     }
 
-    fn fold_parts(&self, conversation: &mut Conversation, turn: &mut Turn, stamp: Stamp) -> Result<(), Failure> {
+    fn fold_parts(
+        &self,
+        conversation: &mut Conversation,
+        turn: &mut Turn,
+        stamp: Stamp,
+        mut done: impl FnMut(&'static str),
+    ) -> Result<(), Failure> {
         for (stage, slice) in self.stages.iter().zip(&mut conversation.slices) {
             stage.fold(slice.as_mut(), turn)?;
+            done(stage.name());
         }
         conversation.folded = Some(stamp);
         Ok(())

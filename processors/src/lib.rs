@@ -17,6 +17,7 @@ pub mod rebuild;
 pub mod replay;
 pub mod status;
 mod meters;
+mod spans;
 pub mod model;
 pub mod language;
 mod wide;
@@ -27,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use opentelemetry::metrics::Meter;
-use schemas::{Codec, Stamp, Tier, Turn};
+use schemas::{Codec, Spans, Stamp, Tier, Turn};
 use store::context::Contexts;
 use store::log::Kafka;
 use tokio_util::sync::CancellationToken;
@@ -74,6 +75,8 @@ pub struct Surroundings {
     pub codec: Arc<Codec>,
     /// Where metrics go.
     pub meter: Meter,
+    /// Where the steps of sampled turns are told.
+    pub spans: Spans,
     /// Tells whether the role is ready.
     pub status: Arc<Status>,
     /// Ends the role.
@@ -195,6 +198,7 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
             contexts: around.contexts,
             codec: around.codec,
             meters: meters::Meters::new(&around.meter),
+            spans: around.spans,
             recent: Default::default(),
             status: around.status,
             shutdown: around.shutdown,

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use schemas::Codec;
+use schemas::{Codec, Spans};
 use store::context::{Attempt, ContextError, Contexts, Epoch};
 use store::log::transact::{CommitError, Delivery, Event, Settings, Transactor};
 use store::log::{Kafka, LogError, Message};
@@ -132,6 +132,7 @@ pub(crate) struct Runner {
     pub(crate) contexts: Contexts,
     pub(crate) codec: Arc<Codec>,
     pub(crate) meters: Meters,
+    pub(crate) spans: Spans,
     pub(crate) recent: Recent,
     pub(crate) status: Arc<Status>,
     pub(crate) shutdown: CancellationToken,
@@ -451,6 +452,11 @@ enum Next {
 
 /// Milliseconds since the Unix epoch.
 fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    unix_ms(SystemTime::now())
+}
+
+/// A moment in milliseconds since the Unix epoch.
+fn unix_ms(moment: SystemTime) -> i64 {
+    let since = moment.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -76,6 +76,11 @@ impl TraceParent {
         TraceParent { parent_id: span_of(&self.trace_id, random), ..self }
     }
 
+    /// Whether its steps are to be reported.
+    pub fn is_sampled(&self) -> bool {
+        self.flags & 1 == 1
+    }
+
     /// The trace id in lower-case hexadecimal, as logs show it.
     pub fn trace_hex(&self) -> String {
         self.trace_id.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -13,6 +13,7 @@ mod registry;
 pub mod reject;
 pub mod reply;
 pub mod slice;
+pub mod span;
 pub mod time;
 pub mod topic;
 pub mod turn;
@@ -24,4 +25,5 @@ pub use part::{Ekman, Embedding, Emotion, Encoding, GoEmotions, Mood, Provenance
 pub use registry::{Kind, REGISTERED, Registered, latest};
 pub use reject::{Header, Reason, Redrive, Reject};
 pub use reply::{Delivery, Reply};
+pub use span::{Attribute, Span, SpanKind, Spans};
 pub use turn::{Sender, Skipped, Stamp, Turn, turn_id};

@@ -19,6 +19,8 @@ pub mod transactional;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemas::TraceParent;
+
 pub use admin::{Admin, TopicSpec, TopicState};
 pub use error::{AppendError, LogError};
 pub use group::{GroupReader, Joining};
@@ -88,6 +90,33 @@ pub struct Message {
     pub value: Option<Vec<u8>>,
     /// Headers in order; one without a value reads as empty.
     pub headers: Vec<(String, Vec<u8>)>,
+}
+
+/// Longest correlation id that is shown in logs and traces, in bytes; a stranger's record may carry anything.
+const CORRELATION_BYTES_MAX: usize = 128;
+
+impl Message {
+    /// The value of a header, if it is there and is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(header, _)| header == name)?;
+        std::str::from_utf8(value).ok()
+    }
+
+    /// The trace that it belongs to.
+    pub fn trace(&self) -> Option<TraceParent> {
+        TraceParent::parse(self.header("traceparent")?)
+    }
+
+    /// The id of its trace, as logs show it.
+    pub fn trace_id(&self) -> Option<String> {
+        Some(self.trace()?.trace_hex())
+    }
+
+    /// Its correlation id, if it is one: visible ASCII of a bounded length.
+    pub fn correlation_id(&self) -> Option<&str> {
+        let fits = |id: &&str| id.len() <= CORRELATION_BYTES_MAX && id.bytes().all(|byte| byte.is_ascii_graphic());
+        self.header("correlationid").filter(fits)
+    }
 }
 
 /// Where a record stands.

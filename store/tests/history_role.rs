@@ -50,7 +50,10 @@ impl House {
         let meter = SdkMeterProvider::default().meter("test");
         let config = writer::Config::new(self.kafka.clone());
         let (history, rejects, token) = (history.clone(), self.producer.clone(), shutdown.clone());
-        (tokio::spawn(async move { writer::run(config, history, rejects, &meter, token).await }), shutdown)
+        (
+            tokio::spawn(async move { writer::run(config, history, rejects, &meter, Default::default(), token).await }),
+            shutdown,
+        )
     }
 
     async fn append(&self, key: &str, value: Vec<u8>) {

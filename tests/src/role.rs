@@ -86,6 +86,7 @@ impl Role {
             contexts: contexts.clone(),
             codec: Arc::new(Codec::embedded()),
             meter: opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test"),
+            spans: Default::default(),
             status: Arc::clone(&status),
             shutdown: shutdown.clone(),
         };

@@ -92,6 +92,7 @@ impl Role {
             contexts: contexts.clone(),
             codec: Arc::clone(&log.codec),
             meter: meter(),
+            spans: Default::default(),
             status: Arc::new(Status::default()),
             shutdown: shutdown.clone(),
         };

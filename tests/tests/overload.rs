@@ -59,6 +59,7 @@ async fn a_lag_over_its_bound_gives_the_fast_tier_and_the_full_one_comes_back() 
         contexts: Contexts::in_memory().await.unwrap(),
         codec: Arc::clone(&log.codec),
         meter: metrics.meter(),
+        spans: Default::default(),
         status: Arc::new(Status::default()),
         shutdown: shutdown.clone(),
     };

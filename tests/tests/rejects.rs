@@ -258,6 +258,7 @@ impl Role {
             contexts: contexts.clone(),
             codec: Arc::clone(&log.codec),
             meter: opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test"),
+            spans: Default::default(),
             status: Arc::new(Status::default()),
             shutdown: shutdown.clone(),
         };

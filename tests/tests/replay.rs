@@ -80,6 +80,7 @@ async fn run(log: &Log, contexts: &Contexts, replay: &Replay, setup: &Setup) -> 
         contexts: contexts.clone(),
         codec: Arc::clone(&log.codec),
         meter: opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test"),
+        spans: Default::default(),
         status: Arc::default(),
         shutdown: shutdown.clone(),
     };

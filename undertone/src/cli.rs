@@ -78,6 +78,8 @@ enum Command {
         #[arg(long, value_name = "URL")]
         url: Option<String>,
     },
+    /// Show how the running pipeline does; as lines where the output is no terminal.
+    Top(Top),
     /// Play a real conversation through the front door, and watch.
     Demo(Demo),
     /// Run the models on texts and show what they add.
@@ -136,6 +138,23 @@ struct Eval {
     #[arg(long, value_enum, default_value_t = TierChoice::Full)]
     tier: TierChoice,
     /// One JSON object, rather than a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whom to look at, and how.
+#[derive(Debug, Args)]
+struct Top {
+    /// Address of a running process, once for each; without it, that of [http] listen.
+    #[arg(long, value_name = "URL")]
+    url: Vec<String>,
+    /// Seconds between two looks.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    every: u64,
+    /// Look once and end; exit status 1 if no process answers.
+    #[arg(long)]
+    once: bool,
+    /// One JSON object a look, rather than a drawing or lines.
     #[arg(long)]
     json: bool,
 }
@@ -234,6 +253,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Doctor => doctor::doctor(settings),
         Command::Watch { conversation, url } => serve::watch(settings, conversation, url),
+        Command::Top(top) => serve::top(settings, &top),
         Command::Demo(demo) => serve::demo(settings.load()?, &demo),
         Command::Analyze { texts, tier, json } => models::analyze(&settings.load()?, &texts, tier.into(), json),
         Command::Eval(eval) => eval::eval(&settings.load()?, &eval),

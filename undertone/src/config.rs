@@ -49,6 +49,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// The log of the program, not of the turns.
     pub log: Log,
+    /// Traces.
+    pub telemetry: Telemetry,
 }
 
 /// `[data]`.
@@ -293,6 +295,20 @@ pub struct Log {
     pub level: String,
 }
 
+/// `[telemetry]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    /// Where traces are exported to; empty: nowhere.
+    pub otlp_endpoint: String,
+    /// Share of the new traces that is exported.
+    pub sampling_ratio: f64,
+    /// Most spans that wait to be exported.
+    pub queue_spans_max: usize,
+    /// Longest export, in milliseconds.
+    pub export_ms_max: u64,
+}
+
 /// How lines of the log look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -375,6 +391,8 @@ impl Config {
             ("processors", "transaction_seconds_max", self.processors.transaction_seconds_max as i64),
             ("kafka", "session_seconds_max", self.kafka.session_seconds_max as i64),
             ("broker", "session_seconds_min", self.broker.session_seconds_min as i64),
+            ("telemetry", "queue_spans_max", self.telemetry.queue_spans_max as i64),
+            ("telemetry", "export_ms_max", self.telemetry.export_ms_max as i64),
             ("rejects", "attempts_max", i64::from(self.rejects.attempts_max)),
         ];
         for (section, key, value) in positive {
@@ -382,10 +400,20 @@ impl Config {
                 return conflict(format!("[{section}] {key} = {value} is too small"), "give 1 or more".to_owned());
             }
         }
-        if !(0.0..=1.0).contains(&self.processors.rejects_share_max) {
+        for (section, key, share) in [
+            ("processors", "rejects_share_max", self.processors.rejects_share_max),
+            ("telemetry", "sampling_ratio", self.telemetry.sampling_ratio),
+        ] {
+            if !(0.0..=1.0).contains(&share) {
+                let fault = format!("[{section}] {key} = {share} is no share");
+                return conflict(fault, "give a number from 0 to 1".to_owned());
+            }
+        }
+        let endpoint = &self.telemetry.otlp_endpoint;
+        if !endpoint.is_empty() && !crate::telemetry::traces::is_endpoint(endpoint) {
             return conflict(
-                format!("[processors] rejects_share_max = {} is no share", self.processors.rejects_share_max),
-                "give a number from 0 to 1".to_owned(),
+                format!("[telemetry] otlp_endpoint = \"{endpoint}\" is no address of plain HTTP"),
+                "give http://HOST:PORT of a collector near by (TLS is the collector's to speak further on)".to_owned(),
             );
         }
         for (section, key, text) in [

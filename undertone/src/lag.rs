@@ -24,6 +24,28 @@ pub struct Lag {
     pub messages: i64,
     /// Age of the oldest record that it has not committed, in seconds.
     pub seconds: f64,
+    /// The same by partition.
+    pub partitions: Vec<PartitionLag>,
+}
+
+/// How far one reader is behind one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PartitionLag {
+    /// The partition.
+    pub partition: i32,
+    /// Records between its committed offset and the end.
+    pub messages: i64,
+    /// Age of the oldest record that it has not committed, in seconds.
+    pub seconds: f64,
+}
+
+impl Lag {
+    /// The lag of a reader: of messages the sum of its partitions, of seconds the largest.
+    pub fn of(role: &'static str, topic: String, partitions: Vec<PartitionLag>) -> Lag {
+        let messages = partitions.iter().map(|lag| lag.messages).sum();
+        let seconds = partitions.iter().map(|lag| lag.seconds).fold(0.0, f64::max);
+        Lag { role, topic, messages, seconds, partitions }
+    }
 }
 
 /// Remembers ends of the partitions of one topic.
@@ -51,22 +73,26 @@ impl Ends {
         }
     }
 
-    /// How far a reader with these committed offsets is behind; a partition without one is read from `lows`.
-    pub fn behind(&self, committed: &BTreeMap<i32, i64>, lows: &BTreeMap<i32, i64>, now: Duration) -> (i64, f64) {
-        let mut messages = 0;
-        let mut age = Duration::ZERO;
-        for (partition, seen) in &self.seen {
-            let low = lows.get(partition).copied().unwrap_or(0);
-            let at = committed.get(partition).copied().unwrap_or(low).max(low);
-            let Some(&(end, _)) = seen.back() else { continue };
+    /// How far a reader with these committed offsets is behind, by partition; a partition without one is read from
+    /// `lows`.
+    pub fn behind(
+        &self,
+        committed: &BTreeMap<i32, i64>,
+        lows: &BTreeMap<i32, i64>,
+        now: Duration,
+    ) -> Vec<PartitionLag> {
+        let lag = |(&partition, seen): (&i32, &VecDeque<(i64, Duration)>)| {
+            let low = lows.get(&partition).copied().unwrap_or(0);
+            let at = committed.get(&partition).copied().unwrap_or(low).max(low);
+            let end = seen.back().map_or(at, |&(end, _)| end);
             if at >= end {
-                continue;
+                return PartitionLag { partition, messages: 0, seconds: 0.0 };
             }
-            messages += end - at;
             let first_beyond = seen.iter().find(|(end, _)| *end > at).map_or(now, |&(_, when)| when);
-            age = age.max(now.saturating_sub(first_beyond));
-        }
-        (messages, age.as_secs_f64())
+            let seconds = now.saturating_sub(first_beyond).as_secs_f64();
+            PartitionLag { partition, messages: end - at, seconds }
+        };
+        self.seen.iter().map(lag).collect()
     }
 }
 
@@ -75,6 +101,12 @@ mod tests {
     use super::*;
 
     const NOTHING: BTreeMap<i32, i64> = BTreeMap::new();
+
+    /// All partitions together.
+    fn behind(ends: &Ends, committed: &BTreeMap<i32, i64>, lows: &BTreeMap<i32, i64>, now: Duration) -> (i64, f64) {
+        let lag = Lag::of("reader", "topic".to_owned(), ends.behind(committed, lows, now));
+        (lag.messages, lag.seconds)
+    }
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -87,17 +119,27 @@ mod tests {
         ends.observe(&[(0, 10)].into(), at(101));
         ends.observe(&[(0, 14)].into(), at(102));
         ends.observe(&[(0, 20)].into(), at(105));
-        assert_eq!(ends.behind(&[(0, 20)].into(), &NOTHING, at(110)), (0, 0.0));
-        assert_eq!(ends.behind(&[(0, 14)].into(), &NOTHING, at(110)), (6, 5.0));
-        assert_eq!(ends.behind(&[(0, 13)].into(), &NOTHING, at(110)), (7, 8.0));
-        assert_eq!(ends.behind(&[(0, 0)].into(), &NOTHING, at(110)), (20, 10.0));
+        assert_eq!(behind(&ends, &[(0, 20)].into(), &NOTHING, at(110)), (0, 0.0));
+        assert_eq!(behind(&ends, &[(0, 14)].into(), &NOTHING, at(110)), (6, 5.0));
+        assert_eq!(behind(&ends, &[(0, 13)].into(), &NOTHING, at(110)), (7, 8.0));
+        assert_eq!(behind(&ends, &[(0, 0)].into(), &NOTHING, at(110)), (20, 10.0));
+    }
+
+    #[test]
+    fn each_partition_has_its_own_lag() {
+        let mut ends = Ends::default();
+        ends.observe(&[(0, 10), (1, 5)].into(), at(1));
+        ends.observe(&[(0, 10), (1, 9)].into(), at(4));
+        let of = |partition, messages, seconds| PartitionLag { partition, messages, seconds };
+        assert_eq!(ends.behind(&[(0, 10), (1, 5)].into(), &NOTHING, at(6)), [of(0, 0, 0.0), of(1, 4, 2.0)]);
+        assert_eq!(ends.behind(&[(0, 9), (1, 9)].into(), &NOTHING, at(6)), [of(0, 1, 5.0), of(1, 0, 0.0)]);
     }
 
     #[test]
     fn partition_without_a_commit_counts_from_its_oldest_record() {
         let mut ends = Ends::default();
         ends.observe(&[(0, 10), (1, 5)].into(), at(0));
-        assert_eq!(ends.behind(&[(0, 10)].into(), &[(1, 3)].into(), at(1)).0, 2);
+        assert_eq!(behind(&ends, &[(0, 10)].into(), &[(1, 3)].into(), at(1)).0, 2);
     }
 
     #[test]
@@ -107,7 +149,7 @@ mod tests {
             ends.observe(&[(0, 1 + second as i64)].into(), at(second));
         }
         assert_eq!(ends.seen[&0].len(), ENDS_MAX);
-        assert_eq!(ends.behind(&NOTHING, &NOTHING, at(10_000)).1, 10_000.0);
+        assert_eq!(behind(&ends, &NOTHING, &NOTHING, at(10_000)).1, 10_000.0);
     }
 
     #[test]
@@ -115,6 +157,6 @@ mod tests {
         let mut ends = Ends::default();
         ends.observe(&[(0, 100)].into(), at(0));
         ends.observe(&[(0, 2)].into(), at(50));
-        assert_eq!(ends.behind(&NOTHING, &NOTHING, at(60)), (2, 10.0));
+        assert_eq!(behind(&ends, &NOTHING, &NOTHING, at(60)), (2, 10.0));
     }
 }

@@ -17,5 +17,7 @@ pub mod topics;
 pub mod rejects;
 pub mod locate;
 mod temporary;
+mod keyboard;
 pub mod watch;
+pub mod top;
 pub mod demo;

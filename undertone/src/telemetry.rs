@@ -1,8 +1,10 @@
-//! What the program says of itself: its log, by one subscriber for the process, and its metrics, by one registry for
-//! each pipeline.
+//! What the program says of itself: its log, by one subscriber for the process, and its metrics and traces, by one
+//! registry and one exporter for each pipeline.
 //!
 //! The log never holds message text or secrets; crates keep to that where they write. The subscriber is the one thing
 //! that is global, and only `main` sets it.
+
+pub mod traces;
 
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -97,6 +99,7 @@ impl Metrics {
             .with_reader(exporter)
             .with_view(latency_view)
             .build();
+        observe_memory(&provider.meter("undertone"));
         Metrics { provider, registry }
     }
 
@@ -112,6 +115,24 @@ impl Metrics {
     pub fn text(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
+}
+
+/// Tells the process's resident memory whenever it is asked for (proc(5), `statm`: pages, of which the second number is
+/// resident); elsewhere than on Linux there is no such figure.
+fn observe_memory(meter: &Meter) {
+    let gauge = meter
+        .u64_observable_gauge("process.resident.memory")
+        .with_unit("By")
+        .with_description("Resident memory of the process, of all its pipelines together.");
+    gauge
+        .with_callback(|observer| {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+            let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+            if let Some(pages) = pages {
+                observer.observe(pages * rustix::param::page_size() as u64, &[]);
+            }
+        })
+        .build();
 }
 
 impl Default for Metrics {

@@ -9,22 +9,18 @@ pub mod lines;
 pub mod view;
 
 use std::io::{IsTerminal as _, Write as _};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Context as _;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use feed::{Follow, News};
 use view::View;
 
+use crate::keyboard::{Key, Keyboard};
+
 /// News that may wait for the screen; then the socket is read no further.
 const NEWS_MAX: usize = 256;
-/// Longest time between two looks at the keyboard.
-const KEYBOARD_POLL: Duration = Duration::from_millis(50);
 
 /// When watching ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,12 +72,7 @@ async fn plain(mut news: mpsc::Receiver<News>, until: Until, stop: CancellationT
 
 async fn screen(mut view: View, mut news: mpsc::Receiver<News>, stop: CancellationToken) -> anyhow::Result<()> {
     let mut terminal = ratatui::try_init().context("draw on the terminal; `undertone watch | cat` prints lines")?;
-    let (keys, mut pressed) = mpsc::channel(16);
-    let reading = Arc::new(AtomicBool::new(true));
-    let keyboard = std::thread::spawn({
-        let reading = Arc::clone(&reading);
-        move || read_keys(&reading, &keys)
-    });
+    let mut keyboard = Keyboard::open();
     let result = loop {
         if let Err(e) = terminal.draw(|frame| draw::draw(frame, &view)) {
             break Err(e).context("draw on the terminal");
@@ -91,9 +82,9 @@ async fn screen(mut view: View, mut news: mpsc::Receiver<News>, stop: Cancellati
                 Some(item) => view.apply(item),
                 None => break Ok(()),
             },
-            key = pressed.recv() => match key {
-                Some(Key::Quit) | None => break Ok(()),
-                Some(Key::Redraw) => {}
+            key = keyboard.next() => match key {
+                Key::Quit => break Ok(()),
+                Key::Redraw => {}
             },
             () = stop.cancelled() => break Ok(()),
         }
@@ -102,34 +93,6 @@ async fn screen(mut view: View, mut news: mpsc::Receiver<News>, stop: Cancellati
             view.apply(item);
         }
     };
-    reading.store(false, Ordering::Relaxed);
     ratatui::restore();
-    let _ = keyboard.join();
     result
-}
-
-enum Key {
-    Quit,
-    Redraw,
-}
-
-fn read_keys(reading: &AtomicBool, keys: &mpsc::Sender<Key>) {
-    while reading.load(Ordering::Relaxed) {
-        if !matches!(event::poll(KEYBOARD_POLL), Ok(true)) {
-            continue;
-        }
-        let key = match event::read() {
-            Ok(Event::Key(key)) if key.kind == KeyEventKind::Press => match key.code {
-                KeyCode::Char('q') | KeyCode::Esc => Key::Quit,
-                KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Quit,
-                _ => continue,
-            },
-            Ok(Event::Resize(..)) => Key::Redraw,
-            Ok(_) => continue,
-            Err(_) => return,
-        };
-        if keys.blocking_send(key).is_err() {
-            return;
-        }
-    }
 }

@@ -117,7 +117,9 @@ async fn serve(
     shutdown: &CancellationToken,
 ) -> (Api, SocketAddr) {
     let meter = opentelemetry::global::meter("test");
-    let api = Api::start(config, kafka, history.clone(), codec.clone(), &meter, shutdown.clone()).await.unwrap();
+    let api = Api::start(config, kafka, history.clone(), codec.clone(), &meter, Default::default(), shutdown.clone())
+        .await
+        .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = listener.local_addr().unwrap();
     let router = api.router();

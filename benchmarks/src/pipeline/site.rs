@@ -161,6 +161,7 @@ impl Site {
             contexts: self.contexts()?,
             codec: Arc::clone(&self.codec),
             meter: super::meter(),
+            spans: Default::default(),
             status: Arc::clone(&status),
             shutdown: shutdown.clone(),
         };

@@ -92,7 +92,7 @@ impl House {
         let codec = Arc::new(Codec::embedded());
         let producer = Producer::connect(&kafka, limits).unwrap();
         let meter = opentelemetry::global::meter("test");
-        let ingest = Ingest::new(config, producer, Arc::clone(&codec), &meter);
+        let ingest = Ingest::new(config, producer, Arc::clone(&codec), &meter, Default::default());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = ingest.router();

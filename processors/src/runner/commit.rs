@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use store::log::Record;
 use store::log::transact::{Begun, CommitError};
 
 use super::error::{Interrupted, RunError};
 use super::work::Worked;
-use super::{Owned, Runner, now};
+use super::{Owned, Runner, unix_ms};
+use crate::spans::Watch;
 
 /// The committing thread, which ends with this value.
 pub(super) struct Commits {
@@ -20,8 +21,8 @@ pub(super) struct Commits {
     outcome: Option<Outcome>,
 }
 
-/// What became of a batch, and when, in milliseconds since the Unix epoch.
-type Outcome = (Result<(), CommitError>, i64);
+/// What became of a batch, and when.
+type Outcome = (Result<(), CommitError>, SystemTime);
 
 /// What is to be noted of a batch when it is committed.
 pub(super) struct UnderWay {
@@ -31,6 +32,8 @@ pub(super) struct UnderWay {
     pub(super) started: i64,
     /// Whether each turn was at fault.
     pub(super) faults: Vec<bool>,
+    /// What is told of it.
+    pub(super) watch: Watch,
 }
 
 impl Commits {
@@ -40,7 +43,7 @@ impl Commits {
         let (done, outcomes) = sync_channel(1);
         let work = move || {
             while let Ok((begun, next)) = taken.recv() {
-                if done.send((begun.commit(&next), now())).is_err() {
+                if done.send((begun.commit(&next), SystemTime::now())).is_err() {
                     return;
                 }
             }
@@ -88,14 +91,15 @@ impl Runner {
         commits: &mut Commits,
         owned: &mut BTreeMap<i32, Owned>,
     ) -> Result<Worked, Interrupted> {
-        let Some(UnderWay { next, records, started, faults, .. }) = commits.under_way.take() else {
+        let Some(UnderWay { next, records, started, faults, watch }) = commits.under_way.take() else {
             return Ok(Worked::Nothing);
         };
         let outcome = commits.outcome.take().map_or_else(|| commits.outcomes.recv(), Ok);
         let (outcome, done) = outcome.map_err(|_| RunError::Panicked)?;
         outcome?;
+        watch.report(self.chain.name(), &self.plan.input, records.len(), done);
         self.recent.note(self.limits.rejects, &faults);
-        self.meters.committed(&records, started, done);
+        self.meters.committed(&records, started, unix_ms(done));
         self.advance(owned, &next)
     }
 }

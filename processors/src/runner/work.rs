@@ -12,6 +12,7 @@ use super::error::{Interrupted, RunError};
 use super::{KILLS_MAX, Owned, Runner, now};
 use crate::batch::{Admitted, Place, Refused, TierPolicy, admit, rejection};
 use crate::chain::{Conversation, Folded};
+use crate::spans::Watch;
 
 /// What a round of work did.
 pub(super) enum Worked {
@@ -31,6 +32,7 @@ pub(super) struct Ahead {
     /// Whether each turn was at fault.
     faults: Vec<bool>,
     started: i64,
+    watch: Watch,
     messages: usize,
     bytes: usize,
     /// That new turns got last.
@@ -47,7 +49,8 @@ impl Ahead {
     fn new(tier: Tier) -> Ahead {
         let (next, faults, started) = (BTreeMap::new(), Vec::new(), 0);
         let (turns, records, forwarded) = (Vec::new(), Vec::new(), Vec::new());
-        Ahead { turns, records, forwarded, next, faults, started, messages: 0, bytes: 0, tier }
+        let watch = Watch::default();
+        Ahead { turns, records, forwarded, next, faults, started, watch, messages: 0, bytes: 0, tier }
     }
 
     pub(super) fn messages(&self) -> usize {
@@ -80,6 +83,7 @@ impl Runner {
         let started = now();
         if ahead.messages == 0 {
             ahead.started = started;
+            ahead.watch = Watch::begin(&self.spans);
         }
         ahead.messages += messages.len();
         ahead.bytes += messages.iter().filter_map(|message| message.value.as_ref()).map(Vec::len).sum::<usize>();
@@ -99,6 +103,7 @@ impl Runner {
                 Ok((turn, place)) if kills >= KILLS_MAX => ahead.records.push(self.pass_on(turn, &place, started)?),
                 Ok((turn, place)) => {
                     ahead.faults.push(false);
+                    ahead.watch.turn(turn.id, &place, self.chain.name());
                     turns.push(turn);
                     places.push(place);
                 }
@@ -110,7 +115,8 @@ impl Runner {
             }
         }
         self.stop_rejecting(&[commits.faults(), &ahead.faults].concat(), last_fault)?;
-        self.chain.infer(&mut turns)?;
+        ahead.watch.mark();
+        self.chain.infer_with(&mut turns, |stage| ahead.watch.step("infer", stage))?;
         ahead.turns.extend(turns.into_iter().zip(places));
         Ok(())
     }
@@ -123,24 +129,27 @@ impl Runner {
         owned: &mut BTreeMap<i32, Owned>,
         ahead: &mut Ahead,
     ) -> Result<Worked, Interrupted> {
-        let Ahead { turns, mut records, forwarded, next, faults, started, .. } = ahead.take();
+        let Ahead { turns, mut records, forwarded, next, faults, started, mut watch, .. } = ahead.take();
         let begun = if self.forwards {
             transactor.begin(forwarded.iter().map(|message| self.forwarded(message)))?
         } else {
-            let folded = self.fold(turns, &mut records, now());
+            let folded = self.fold(turns, &mut records, now(), &mut watch);
             let mut writes = folded.map_err(|error| self.blame(owned, &next, error))?;
             let batches = self.batches(owned, &next, &mut writes)?;
             // The records are on their way to the broker while the contexts are written; they become visible with the
             // commit, which comes last.
             let begun = transactor.begin(records.iter().map(Outgoing::from))?;
+            watch.mark();
             if let Err(interrupted) = self.save(owned, batches) {
                 begun.abandon().map_err(RunError::from)?;
                 return Err(interrupted);
             }
+            watch.step("save", "contexts");
             begun
         };
         let is_careful = owned.values().any(Owned::is_careful);
-        commits.commit(begun, UnderWay { next, records, started, faults })?;
+        watch.mark();
+        commits.commit(begun, UnderWay { next, records, started, faults, watch })?;
         // A turn that runs alone is committed before the next one is read.
         if is_careful { self.settle(commits, owned) } else { Ok(Worked::Nothing) }
     }
@@ -267,12 +276,10 @@ impl Runner {
             return Err(RunError::Between { topic: topic.to_string(), partition, offset, detail });
         }
         self.meters.rejected(refused.reason);
-        tracing::warn!(
-            partition = message.partition,
-            offset = message.offset,
-            reason = refused.reason.name(),
-            "message rejected"
-        );
+        let Message { partition, offset, .. } = message;
+        let reason = refused.reason.name();
+        let (correlation_id, trace_id) = (message.correlation_id(), message.trace_id());
+        tracing::warn!(partition, offset, reason, correlation_id, trace_id, "message rejected");
         Ok(rejection(&self.codec, refused, message, now)?)
     }
 
@@ -314,12 +321,17 @@ impl Runner {
         turns: Vec<(Turn, Place)>,
         records: &mut Vec<Record>,
         now: i64,
+        watch: &mut Watch,
     ) -> Result<BTreeMap<i32, Vec<Write>>, RunError> {
+        watch.mark();
         let mut open = self.open(&turns)?;
+        watch.step("load", "contexts");
         for (mut turn, place) in turns {
             let conversation = open.get_mut(&turn.conversation).map(|(_, conversation)| conversation);
             let conversation = conversation.expect("opened above for every turn of the batch");
-            match self.chain.fold(conversation, &mut turn, place.stamp)? {
+            watch.mark();
+            let told = |stage| watch.folded(place.stamp, stage);
+            match self.chain.fold_with(conversation, &mut turn, place.stamp, told)? {
                 Folded::Repeated => self.meters.repeated(),
                 Folded::Enriched => {
                     self.meters.enriched(&turn);

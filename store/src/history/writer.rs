@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
-use schemas::{Codec, Envelope, Header, Reason, Reject, Turn, topic};
+use schemas::{Codec, Envelope, Header, Reason, Reject, Span, SpanKind, Spans, TraceParent, Turn, topic};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -90,12 +90,13 @@ pub async fn run(
     history: History,
     rejects: Producer,
     meter: &Meter,
+    spans: Spans,
     shutdown: CancellationToken,
 ) -> Result<(), WriterError> {
     let kept = Some(history.reached(topic::TURNS_ENRICHED).await?);
     let joining = Joining { session_timeout: config.session_timeout, kept };
     let mut reader = GroupReader::join_with(&config.kafka, &config.group, topic::TURNS_ENRICHED, &joining)?;
-    let writer = Writer { codec: Codec::embedded(), meters: Meters::new(meter), config, history, rejects };
+    let writer = Writer { codec: Codec::embedded(), meters: Meters::new(meter), spans, config, history, rejects };
     let result = writer.run(&mut reader, &shutdown).await;
     reader.close().await;
     match result {
@@ -114,6 +115,7 @@ struct Writer {
     history: History,
     rejects: Producer,
     meters: Meters,
+    spans: Spans,
 }
 
 impl Writer {
@@ -155,7 +157,9 @@ impl Writer {
         if batch.is_empty() && reached.is_empty() {
             return Ok(());
         }
-        let started = Instant::now();
+        let (started, begun) = (Instant::now(), SystemTime::now());
+        let watched: Vec<TraceParent> =
+            batch.iter().filter_map(|message| self.spans.watched(message.trace())).collect();
         let reached = Arc::new(reached.clone());
         let (rows, rejects) = self.sort(batch);
         for reject in &rejects {
@@ -169,6 +173,16 @@ impl Writer {
                 return Err(error.into());
             }
             patience.wait(error.into(), shutdown).await?;
+        }
+        for parent in watched {
+            // The same turn gets the same span when it is read again.
+            let here = parent.child(Uuid::new_v5(&Uuid::nil(), &[&parent.parent_id[..], b"history"].concat()));
+            let span = Span::new("keep", here, Some(parent), begun, SystemTime::now())
+                .facing(SpanKind::Consumer)
+                .with("messaging.system", "kafka")
+                .with("messaging.destination.name", topic::TURNS_ENRICHED)
+                .with("messaging.batch.message_count", kept as i64);
+            self.spans.report(span);
         }
         self.meters.turns.add(kept, &[]);
         self.meters.batch_turns.record(kept, &[]);
@@ -190,12 +204,18 @@ impl Writer {
     }
 
     async fn set_aside(&self, reject: &Reject, shutdown: &CancellationToken) -> Result<(), WriterError> {
+        let header = |name: &str| reject.headers.iter().find(|header| header.name == name);
+        let text = |name: &str| header(name).and_then(|header| std::str::from_utf8(&header.value).ok());
+        let trace_id = text("traceparent").and_then(TraceParent::parse).map(|trace| trace.trace_hex());
+        let correlation_id = text("correlationid");
         let value =
             self.codec.encode(reject).expect("a reject of a record fits its schema: its fields are the record's");
         tracing::error!(
             reason = reject.reason,
             partition = reject.partition,
             offset = reject.offset,
+            correlation_id,
+            trace_id,
             "set aside a record that is no enriched turn"
         );
         let labels = [KeyValue::new("role", "history"), KeyValue::new("reason", reject.reason.clone())];

@@ -1,7 +1,7 @@
 //! Questions to the brokers that are not about single records: topics, offsets, whether they are there.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -52,6 +52,8 @@ struct Clients {
     admin: AdminClient<Logged>,
     /// Without a group: it only asks. Unlike other clients, a consumer never creates the topic that it asks for.
     consumer: BaseConsumer<Logged>,
+    /// As the consumer, but sees records of open transactions. Made when it is first asked.
+    uncommitted: OnceLock<BaseConsumer<Logged>>,
 }
 
 impl std::fmt::Debug for Admin {
@@ -69,7 +71,10 @@ impl Admin {
         let config = with_properties(client::base(kafka), kafka);
         let admin = config.create_with_context(Logged).map_err(|error| classify(&error))?;
         let consumer = config.create_with_context(Logged).map_err(|error| classify(&error))?;
-        Ok(Admin { kafka: kafka.clone(), clients: Some(Arc::new(Clients { admin, consumer })) })
+        Ok(Admin {
+            kafka: kafka.clone(),
+            clients: Some(Arc::new(Clients { admin, consumer, uncommitted: OnceLock::new() })),
+        })
     }
 
     /// All topics, by name.
@@ -133,7 +138,7 @@ impl Admin {
         blocking(move || await_leaders(&clients.consumer, created)).await
     }
 
-    /// Oldest offset and the offset behind the newest record, by partition. Records of open transactions count.
+    /// Oldest offset and last stable offset, by partition: records behind the first open transaction do not count.
     ///
     /// # Errors
     /// The topic does not exist, or the brokers did not answer.
@@ -145,6 +150,36 @@ impl Admin {
                 Ok::<_, KafkaError>((partition, edges))
             };
             client::partitions(clients.consumer.client(), &topic)?.into_iter().map(edge).collect()
+        })
+        .await
+    }
+
+    /// The offset behind the newest record, by partition. Records of open transactions count.
+    ///
+    /// # Errors
+    /// The topic does not exist, or the brokers did not answer.
+    pub async fn newest(&self, topic: &str) -> Result<BTreeMap<i32, i64>, LogError> {
+        let (clients, topic, mut config) = (self.clients(), topic.to_owned(), client::base(&self.kafka));
+        config.set("isolation.level", "read_uncommitted");
+        let config = with_properties(config, &self.kafka);
+        blocking(move || {
+            let consumer = match clients.uncommitted.get() {
+                Some(consumer) => consumer,
+                None => {
+                    let made = config.create_with_context(Logged)?;
+                    clients.uncommitted.get_or_init(|| made)
+                }
+            };
+            let mut ends = TopicPartitionList::new();
+            for partition in client::partitions(consumer.client(), &topic)? {
+                ends.add_partition_offset(&topic, partition, Offset::End)?;
+            }
+            let found = consumer.offsets_for_times(ends, ANSWER_WITHIN)?;
+            let known = found.elements().into_iter().filter_map(|element| match element.offset() {
+                Offset::Offset(offset) => Some((element.partition(), offset)),
+                _ => None,
+            });
+            Ok(known.collect())
         })
         .await
     }

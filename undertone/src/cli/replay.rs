@@ -260,6 +260,7 @@ async fn run(
         contexts: contexts.context("open the contexts of the replay")?,
         codec: Arc::new(Codec::embedded()),
         meter: metrics.meter(),
+        spans: Default::default(),
         status: Arc::default(),
         shutdown: enough.clone(),
     };

@@ -1,18 +1,19 @@
-//! The commands that run until they are told to stop: `up`, `run`, `watch`, `demo`.
+//! The commands that run until they are told to stop: `up`, `run`, `watch`, `top`, `demo`.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
-use super::{Demo, Settings, runtime, say};
+use super::{Demo, Settings, Top, runtime, say};
 use crate::config::Config;
 use crate::up::{self, Role, Running};
 use crate::watch::feed::Follow;
 use crate::watch::{self, Until};
-use crate::{demo, telemetry};
+use crate::{demo, telemetry, top};
 
 /// Exit code after a second signal: as a shell reports an interrupt.
 const INTERRUPTED: i32 = 130;
@@ -120,6 +121,19 @@ pub(super) fn watch(
         watch::run(&url, follow, Until::Stopped, stop).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn top(settings: &Settings, args: &Top) -> anyhow::Result<ExitCode> {
+    let urls = match args.url.is_empty() {
+        true => vec![format!("http://{}", settings.load()?.http.listen)],
+        false => args.url.clone(),
+    };
+    let options = top::Options { every: Duration::from_secs(args.every), once: args.once, json: args.json };
+    let answers = runtime()?.block_on(async {
+        let stop = on_signal()?;
+        top::run(&urls, options, stop).await
+    })?;
+    Ok(if answers || !args.once { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 pub(super) fn demo(mut config: Config, args: &Demo) -> anyhow::Result<ExitCode> {

@@ -23,7 +23,7 @@ use super::wiring::{Given, kafka};
 use crate::admin;
 use crate::config::{Config, Fsync};
 use crate::health::Health;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, traces};
 
 /// A part that a process can play.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
@@ -149,6 +149,10 @@ pub(super) async fn start(
         false => None,
     };
     let kafka = kafka(&config, broker.as_ref());
+    let (spans, exporter) = traces::start(&config.telemetry, &config.kafka.instance, &meter)?;
+    if let Some(exporter) = exporter {
+        listeners_done.spawn(exporter.run(listeners.clone()));
+    }
     let readers = CancellationToken::new();
     // A start that is given up ends the readers that it has begun: those on threads of their own would stay members of
     // their groups for as long as this process lives.
@@ -159,6 +163,7 @@ pub(super) async fn start(
         kafka,
         codec: Arc::new(Codec::embedded()),
         meter,
+        spans,
         health,
         failed,
         readers,

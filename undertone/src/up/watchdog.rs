@@ -13,7 +13,7 @@ use opentelemetry::metrics::Meter;
 use store::log::{Admin, LogError};
 
 use crate::health::{Health, State};
-use crate::lag::{Ends, Lag};
+use crate::lag::{Ends, Lag, PartitionLag};
 use crate::retention;
 
 /// Time between two looks at whether the brokers answer.
@@ -94,7 +94,17 @@ async fn lags(admin: &Admin, readers: &[Reader], health: &Health, meter: &Meter,
         "Age of the oldest record that a reader has not read yet; what is older than this process counts from its start",
     );
     let seconds = seconds.build();
-    let mut ends: Vec<Ends> = readers.iter().map(|_| Ends::default()).collect();
+    let by_partition = meter
+        .f64_gauge("undertone.lag.partition")
+        .with_unit("s")
+        .with_description("By partition, the age of the oldest record that a reader has not read yet");
+    let by_partition = by_partition.build();
+    let unstable = meter
+        .f64_gauge("undertone.log.last.stable.offset.age")
+        .with_unit("s")
+        .with_description("By partition, how long an open transaction has held back its readers; 0: none does");
+    let unstable = unstable.build();
+    let mut known: Vec<Known> = readers.iter().map(|_| Known::default()).collect();
     let mut ticks = ticks(MEASURE_EVERY);
     loop {
         ticks.tick().await;
@@ -103,9 +113,16 @@ async fn lags(admin: &Admin, readers: &[Reader], health: &Health, meter: &Meter,
         }
         let mut lags = Vec::with_capacity(readers.len());
         let mut fault = None;
-        for (reader, ends) in readers.iter().zip(&mut ends) {
-            match tokio::time::timeout(MEASURE_WITHIN, measure(admin, reader, ends, zero)).await {
-                Ok(Ok(lag)) => {
+        for (reader, known) in readers.iter().zip(&mut known) {
+            match tokio::time::timeout(MEASURE_WITHIN, measure(admin, reader, known, zero)).await {
+                Ok(Ok((lag, held_back))) => {
+                    for (gauge, partitions) in [(&by_partition, &lag.partitions), (&unstable, &held_back)] {
+                        for part in partitions {
+                            let partition = KeyValue::new("partition", i64::from(part.partition));
+                            let topic = KeyValue::new("topic", lag.topic.clone());
+                            gauge.record(part.seconds, &[KeyValue::new("role", lag.role), topic, partition]);
+                        }
+                    }
                     let labels = [KeyValue::new("role", lag.role), KeyValue::new("topic", lag.topic.clone())];
                     messages.record(lag.messages, &labels);
                     seconds.record(lag.seconds, &labels);
@@ -191,12 +208,32 @@ fn state_of(fault: Option<LogError>) -> State {
     fault.map_or(State::Ready, |fault| State::Unwell(fault.to_string()))
 }
 
-async fn measure(admin: &Admin, reader: &Reader, ends: &mut Ends, zero: Instant) -> Result<Lag, LogError> {
+/// What is remembered of a reader's topic from one measurement to the next.
+#[derive(Default)]
+struct Known {
+    /// The last stable offsets: how far it can be read.
+    stable: Ends,
+    /// The ends, records of open transactions included.
+    newest: Ends,
+}
+
+/// How far a reader is behind, and how long open transactions have held it back.
+async fn measure(
+    admin: &Admin,
+    reader: &Reader,
+    known: &mut Known,
+    zero: Instant,
+) -> Result<(Lag, Vec<PartitionLag>), LogError> {
+    // The newest first: what is committed in between must not look held back.
+    let newest = admin.newest(&reader.topic).await?;
     let offsets = admin.offsets(&reader.topic).await?;
-    let highs = offsets.iter().map(|(partition, (_, high))| (*partition, *high)).collect();
+    let stable = offsets.iter().map(|(partition, (_, stable))| (*partition, *stable)).collect();
     let lows = offsets.iter().map(|(partition, (low, _))| (*partition, *low)).collect();
-    ends.observe(&highs, zero.elapsed());
+    let now = zero.elapsed();
+    known.newest.observe(&newest, now);
+    known.stable.observe(&stable, now);
+    let held_back = known.newest.behind(&stable, &lows, now);
     let committed = admin.committed(&reader.group, &reader.topic).await?;
-    let (messages, seconds) = ends.behind(&committed, &lows, zero.elapsed());
-    Ok(Lag { role: reader.role, topic: reader.topic.clone(), messages, seconds })
+    let partitions = known.stable.behind(&committed, &lows, zero.elapsed());
+    Ok((Lag::of(reader.role, reader.topic.clone(), partitions), held_back))
 }

@@ -11,7 +11,7 @@ use broker::Broker;
 use ingest::Ingest;
 use opentelemetry::metrics::Meter;
 use processors::TierPolicy;
-use schemas::{Codec, Tier};
+use schemas::{Codec, Spans, Tier};
 use secrecy::ExposeSecret as _;
 use store::Durability;
 use store::context::Contexts;
@@ -34,6 +34,7 @@ pub(super) struct Given {
     pub(super) kafka: Kafka,
     pub(super) codec: Arc<Codec>,
     pub(super) meter: Meter,
+    pub(super) spans: Spans,
     pub(super) health: Health,
     pub(super) failed: mpsc::Sender<Failed>,
     pub(super) readers: CancellationToken,
@@ -122,8 +123,8 @@ impl Given {
         settings.session_timeout = Duration::from_secs(self.config.kafka.session_seconds_max);
         let rejects =
             Producer::connect(&self.kafka, &ProducerLimits::default()).context("connect the history writer")?;
-        let (meter, stop) = (self.meter.clone(), self.readers.clone());
-        self.reader(Role::History, async move { writer::run(settings, history, rejects, &meter, stop).await });
+        let (meter, spans, stop) = (self.meter.clone(), self.spans.clone(), self.readers.clone());
+        self.reader(Role::History, async move { writer::run(settings, history, rejects, &meter, spans, stop).await });
         Ok(())
     }
 
@@ -170,6 +171,7 @@ impl Given {
             contexts: contexts.context("open the contexts (settings: [context])")?,
             codec: Arc::clone(&self.codec),
             meter: self.meter.clone(),
+            spans: self.spans.clone(),
             status: Arc::clone(&status),
             shutdown: self.readers.clone(),
         };
@@ -194,7 +196,8 @@ impl Given {
             return Ok(None);
         }
         let (codec, stop) = (Arc::clone(&self.codec), self.listeners.clone());
-        let api = Api::start(self.api_settings(), &self.kafka, history, codec, &self.meter, stop.clone());
+        let (settings, spans) = (self.api_settings(), self.spans.clone());
+        let api = Api::start(settings, &self.kafka, history, codec, &self.meter, spans, stop.clone());
         let api = api.await.context("start the read side")?;
         self.health.set(Role::Api.name(), State::Ready);
         let (router, failed) = (api.router(), self.failed.clone());
@@ -246,7 +249,7 @@ impl Given {
             ..ingest::Config::default()
         };
         let producer = Producer::connect(&self.kafka, &settings.producer_limits()).context("connect the intake")?;
-        let ingest = Ingest::new(settings, producer, Arc::clone(&self.codec), &self.meter);
+        let ingest = Ingest::new(settings, producer, Arc::clone(&self.codec), &self.meter, self.spans.clone());
         self.health.set(Role::Ingest.name(), State::Ready);
         let (watched, failed) = (ingest.clone(), self.failed.clone());
         tokio::spawn(async move {

@@ -22,8 +22,8 @@ const WAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
 /// Pages of the write-ahead log from which the writer itself carries it over into the file, because the thread beside it
 /// does not come to an end; with pages of 4 KiB as large as [`WAL_BYTES_MAX`].
 const WAL_PAGES_MAX: i64 = WAL_BYTES_MAX / 4096;
-/// Time between two checkpoints.
-const CHECKPOINT_EVERY: Duration = Duration::from_millis(500);
+/// Time between two checkpoints: the less there is to sync at a time, the shorter do writes wait for the file system.
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(100);
 
 /// What is left after a crash of what a call said was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -58,12 +58,8 @@ pub fn admit(codec: &Codec, first: bool, message: &Message) -> Admitted {
     })?;
     let place = Stamp { partition: message.partition, offset: message.offset };
     let stamp = if first { check(&turn, message).map(|()| place)? } else { stamped(&turn, message.partition)? };
-    let header = |name: &str| {
-        let value = message.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_slice());
-        value.and_then(|value| std::str::from_utf8(value).ok())
-    };
-    let correlation_id = header("correlationid").map_or_else(|| turn.id.to_string(), str::to_owned);
-    let trace = header("traceparent").and_then(TraceParent::parse);
+    let correlation_id = message.header("correlationid").map_or_else(|| turn.id.to_string(), str::to_owned);
+    let trace = message.trace();
     Ok((turn, Place { stamp, partition: message.partition, correlation_id, trace }))
 }
 

@@ -342,6 +342,29 @@ async fn readers_see_committed_records_only_and_get_past_the_marks_of_transactio
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_open_transaction_stands_between_the_last_stable_offset_and_the_newest_record() {
+    let log = Log::start().await;
+    let admin = Admin::connect(&log.kafka).unwrap();
+    let kafka = log.kafka.clone();
+    let begin = move || {
+        let producer = transactional(&kafka);
+        producer.begin_transaction().unwrap();
+        send(&producer, "undecided");
+        producer.flush(PATIENCE).unwrap();
+        producer
+    };
+    let producer = tokio::task::spawn_blocking(begin).await.unwrap();
+    let ends = async || (admin.offsets(TOPIC).await.unwrap()[&0].1, admin.newest(TOPIC).await.unwrap()[&0]);
+    assert_eq!(ends().await, (0, 1));
+    tokio::task::spawn_blocking(move || producer.commit_transaction(PATIENCE)).await.unwrap().unwrap();
+    // A broker may write the mark a moment later.
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while ends().await != (2, 2) {
+        assert!(tokio::time::Instant::now() < until, "{:?}: the record and the mark", ends().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_committed_is_read_again_and_what_was_is_not() {
     let log = Log::start().await;
     let producer = log.producer();

@@ -56,7 +56,11 @@ const NEARLY_OVERRIDDEN: [f32; 5] = [0.23, 0.56, 0.66, 0.84, 0.90];
 /// The language of a text, if it is probable enough; a text without letters has none.
 pub fn detect(text: &str) -> Option<Detected> {
     let text = beginning(text);
-    let letters = text.chars().filter(|c| c.is_alphabetic()).count();
+    let letters = if text.is_ascii() {
+        text.bytes().filter(u8::is_ascii_alphabetic).count()
+    } else {
+        text.chars().filter(|c| c.is_alphabetic()).count()
+    };
     if letters == 0 {
         return None;
     }

@@ -55,7 +55,7 @@ const RETRY_WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration:
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// While a batch is being committed: time between two looks for messages that can join the next one.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const LOOK_AGAIN: Duration = Duration::from_micros(250);
 /// Records that are forwarded in one transaction at most; the bytes bound them as well.
 const FORWARDED_MAX: usize = 10_000;
 

@@ -9,10 +9,14 @@ use super::card::Family;
 use super::tensors::Tensors;
 use super::wordpiece::WordPiece;
 use crate::stage::Failure;
-use crate::wide::wide;
+use crate::wide::{fetch, wide};
 
 /// Components of an embedding.
 pub const DIMENSION: usize = 256;
+/// Steps that a processor brings near at once, and sums that it holds at once.
+const LINE: usize = 64;
+/// Squares that are summed up beside each other.
+const LANES: usize = 8;
 /// Tokens that are read of a text.
 pub const TOKENS_MAX: usize = 512;
 
@@ -54,6 +58,10 @@ impl WordVectors {
         })
     }
 
+    fn row(&self, token: u32) -> &[i8] {
+        &self.steps[token as usize * DIMENSION..][..DIMENSION]
+    }
+
     /// What stands in the provenance of its parts.
     pub fn provenance(&self) -> Provenance {
         Provenance { model: self.model.clone(), version: self.version.clone(), tier: Tier::Fast }
@@ -62,6 +70,10 @@ impl WordVectors {
     /// The embedding of a text before it is quantised: length one, or zero.
     pub fn vector(&self, text: &str) -> [f32; DIMENSION] {
         let tokens = self.tokenizer.tokens(text, TOKENS_MAX);
+        // Rows are far apart: all of them come near before the first is read.
+        for token in &tokens {
+            self.row(*token).chunks(LINE).for_each(|line| fetch(&line[0]));
+        }
         mean(&self.steps, &self.scales, &tokens, self.tokenizer.unknown())
     }
 
@@ -75,28 +87,37 @@ wide! {
     /// The mean of the tokens' rows, the unknown one left out, with length one.
     fn mean(steps: &[i8], scales: &[f32], tokens: &[u32], unknown: u32) -> [f32; DIMENSION] {
         let (mut mean, mut count) = ([0f32; DIMENSION], 0u16);
-        for token in tokens {
-            if *token == unknown {
-                continue;
+        let mut begin = 0;
+        while begin < DIMENSION {
+            // So many sums stay in registers.
+            let mut sum = [0f32; LINE];
+            count = 0;
+            for token in tokens {
+                if *token == unknown {
+                    continue;
+                }
+                let row = *token as usize;
+                let scale = scales[row];
+                let steps = &steps[row * DIMENSION + begin..][..LINE];
+                let mut d = 0;
+                while d < LINE {
+                    sum[d] += f32::from(steps[d]) * scale;
+                    d += 1;
+                }
+                count += 1;
             }
-            let row = *token as usize;
-            let (scale, steps) = (scales[row], &steps[row * DIMENSION..(row + 1) * DIMENSION]);
-            let mut d = 0;
-            while d < DIMENSION {
-                mean[d] += f32::from(steps[d]) * scale;
-                d += 1;
-            }
-            count += 1;
+            mean[begin..begin + LINE].copy_from_slice(&sum);
+            begin += LINE;
         }
-        // In the order of the training code, so that roundings, and with them the quantised steps, agree with it.
-        let (count, mut square) = (f32::from(count.max(1)), 0f64);
-        for x in &mut mean {
-            *x /= count;
+        let count = f32::from(count.max(1));
+        let mut squares = [0f64; LANES];
+        let mut d = 0;
+        while d < DIMENSION {
+            mean[d] /= count;
+            squares[d % LANES] += f64::from(mean[d]) * f64::from(mean[d]);
+            d += 1;
         }
-        for x in &mean {
-            square += f64::from(*x) * f64::from(*x);
-        }
-        let length = square.sqrt() as f32;
+        let length = squares.iter().sum::<f64>().sqrt() as f32;
         if length > 0.0 {
             for x in &mut mean {
                 *x /= length;

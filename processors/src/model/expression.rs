@@ -6,11 +6,11 @@
 use schemas::{Ekman, Embedding, GoEmotions, Provenance, Tier};
 
 use super::card::Family;
-use super::ngram::{BUCKETS, Normalised};
+use super::ngram::{BUCKETS, Normalised, sort};
 use super::tensors::Tensors;
 use super::{embed, encoder};
 use crate::stage::Failure;
-use crate::wide::wide;
+use crate::wide::{fetch, wide};
 
 /// Emotions that the model knows.
 pub const LABELS: usize = GoEmotions::LABELS.len();
@@ -28,7 +28,7 @@ const COUNTED: usize = 64;
 pub struct Expression {
     table: Table,
     /// 1 + ln(count), by count.
-    frequency: [f32; COUNTED],
+    frequencies: [f32; COUNTED],
     weight_scale: [f32; LABELS],
     bias: [f32; LABELS],
     full: Head,
@@ -63,7 +63,7 @@ impl Expression {
         let heads = Tensors::open(family, HEAD, &heads)?;
         Ok(Expression {
             table: Table::new(&ngram.floats("idf", &[BUCKETS])?, &ngram.bytes("weight", &[BUCKETS, LABELS])?),
-            frequency: std::array::from_fn(|count| frequency(count as u32)),
+            frequencies: std::array::from_fn(frequency),
             weight_scale: ngram.labels("weight_scale")?,
             bias: ngram.labels("bias")?,
             full: Head::open(&heads, Tier::Full, encoder::DIMENSION)?,
@@ -88,17 +88,13 @@ impl Expression {
 
     /// What the n-grams alone say, in log-odds a label.
     pub fn ngram_logits(&self, text: &Normalised) -> [f32; LABELS] {
-        let buckets = text.buckets_where(|bucket| self.table.knows(bucket));
-        let counted = buckets.chunk_by(|a, b| a == b).map(|same| (self.table.row(same[0]), same.len()));
-        let counted: Vec<(usize, usize)> = counted.collect();
-        // Rows are far apart: reading the first number of each, one right after the other, brings them near before they
-        // are summed up.
-        let weight = |(row, count): (usize, usize)| {
-            let frequency = self.frequency.get(count).copied().unwrap_or_else(|| frequency(count as u32));
-            (row, frequency * self.table.rows[row].idf)
-        };
-        let weighed: Vec<(usize, f32)> = counted.into_iter().map(weight).collect();
-        let (sum, square) = weigh(&self.table.rows, &weighed);
+        let mut rows = text.buckets_where(|bucket| self.table.knows(bucket));
+        for row in &mut rows {
+            *row = self.table.row(*row);
+            // Rows are far apart: they come near while they are sorted.
+            fetch(&self.table.rows[*row as usize]);
+        }
+        let (sum, square) = weigh(&self.table.rows, &self.frequencies, &sort(rows));
         let scale = if square > 0.0 { 1.0 / square.sqrt() } else { 0.0 };
         std::array::from_fn(|label| self.bias[label] + sum[label] * scale * self.weight_scale[label])
     }
@@ -163,27 +159,35 @@ impl Table {
     }
 
     /// The place of the row of a bucket that has one.
-    fn row(&self, bucket: u32) -> usize {
+    fn row(&self, bucket: u32) -> u32 {
         let word = bucket as usize / 64;
         let lower = self.known[word] & ((1 << (bucket % 64)) - 1);
-        (self.before[word] + lower.count_ones()) as usize
+        self.before[word] + lower.count_ones()
     }
 }
 
-fn frequency(count: u32) -> f32 {
+fn frequency(count: usize) -> f32 {
     1.0 + (count as f32).ln()
 }
 
 wide! {
-    /// The sum of rows by their weight, a label, and the square of the weights' length.
-    fn weigh(rows: &[Row], weighed: &[(usize, f32)]) -> ([f32; LABELS], f32) {
+    /// The sum of rows by their weight, a label, and the square of the weights' length. `met` is in order, a row as often
+    /// as it was met.
+    fn weigh(rows: &[Row], frequencies: &[f32; COUNTED], met: &[u32]) -> ([f32; LABELS], f32) {
         let (mut sum, mut square) = ([0f32; LABELS], 0f32);
-        for (row, x) in weighed {
-            let steps = &rows[*row].weight;
+        let mut place = 0;
+        while place < met.len() {
+            let (row, first) = (met[place], place);
+            while place < met.len() && met[place] == row {
+                place += 1;
+            }
+            let count = place - first;
+            let row = &rows[row as usize];
+            let x = row.idf * if count < COUNTED { frequencies[count] } else { frequency(count) };
             square += x * x;
             let mut label = 0;
             while label < LABELS {
-                sum[label] += x * f32::from(steps[label]);
+                sum[label] += x * f32::from(row.weight[label]);
                 label += 1;
             }
         }

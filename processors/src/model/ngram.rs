@@ -76,7 +76,7 @@ pub fn is_blank(text: &str) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Normalised {
     /// All chunks, one space before each and one at the end.
-    characters: Vec<char>,
+    text: String,
     /// Where each chunk ends.
     ends: Vec<usize>,
 }
@@ -84,10 +84,9 @@ pub struct Normalised {
 impl Normalised {
     /// Normalises a text: lower case, apostrophes made alike, invisible characters dropped, long runs cut.
     pub fn of(text: &str) -> Normalised {
-        let mut out =
-            Normalised { characters: Vec::with_capacity(text.len().min(CHARACTERS_MAX) + 2), ends: Vec::new() };
-        out.ends.reserve(text.len() / 4);
-        out.characters.push(' ');
+        let length = text.len().min(CHARACTERS_MAX * char::MAX_LEN_UTF8);
+        let mut out = Normalised { text: String::with_capacity(length + 2), ends: Vec::with_capacity(length / 4 + 1) };
+        out.text.push(' ');
         let mut reading = Reading { run: ' ', repeated: 0, count: 0 };
         for c in text.chars() {
             if c.is_ascii() {
@@ -103,6 +102,7 @@ impl Normalised {
         out
     }
 
+    #[inline]
     fn take(&mut self, c: char, reading: &mut Reading) {
         if reading.count >= CHARACTERS_MAX {
             return;
@@ -120,7 +120,7 @@ impl Normalised {
                     return;
                 }
                 reading.run = c;
-                self.characters.push(c);
+                self.text.push(c);
             }
         }
         reading.count += 1;
@@ -132,75 +132,83 @@ impl Normalised {
     }
 
     fn end_chunk(&mut self) {
-        if self.characters.last() != Some(&' ') {
-            self.ends.push(self.characters.len());
-            self.characters.push(' ');
+        if !self.text.ends_with(' ') {
+            self.ends.push(self.text.len());
+            self.text.push(' ');
         }
     }
 
     /// The chunks, each with the space before and the one after it.
-    fn padded(&self) -> impl Iterator<Item = &[char]> {
+    fn padded(&self) -> impl Iterator<Item = &str> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| &self.characters[start..=*end])
+        starts.zip(&self.ends).map(|(start, end)| &self.text[start..=*end])
     }
 
-    fn chunks(&self) -> impl Iterator<Item = &[char]> {
+    #[cfg(test)]
+    fn chunks(&self) -> impl Iterator<Item = &str> {
         self.padded().map(|padded| &padded[1..padded.len() - 1])
     }
 
     /// The buckets of all features, in rising order, each with how often it was met.
     pub fn buckets(&self) -> Vec<(u32, u32)> {
-        let met = self.buckets_where(|_| true);
+        let met = sort(self.buckets_where(|_| true));
         met.chunk_by(|a, b| a == b).map(|same| (same[0], same.len() as u32)).collect()
     }
 
-    /// The buckets that are `wanted`, in rising order, each as often as it was met.
+    /// The buckets that are `wanted`, each as often as it was met, in no order that matters.
     pub fn buckets_where(&self, wanted: impl Fn(u32) -> bool) -> Vec<u32> {
-        let mut met = Met { buckets: vec![0; self.characters.len() * FEATURES_MAX], count: 0, wanted };
+        let mut met = Met { buckets: vec![0; self.text.len() * FEATURES_MAX], count: 0, wanted };
         let mut before: Option<Hash> = None;
-        for chunk in self.chunks() {
-            tokens(chunk, |token| {
-                let word = Hash::new('w').and_all(token);
+        for padded in self.padded() {
+            tokens(&padded[1..padded.len() - 1], |token| {
+                let word = Hash::new(b'w').and_all(token);
                 met.take(word);
                 if let Some(before) = before {
-                    met.take(before.and(' ').and_all(token));
+                    met.take(before.and(b' ').and_all(token));
                 }
                 before = Some(word);
             });
-        }
-        for padded in self.padded() {
-            grams(padded, |gram| met.take(gram));
+            if padded.is_ascii() {
+                ascii_grams(padded.as_bytes(), |gram| met.take(gram));
+            } else {
+                grams(padded, |gram| met.take(gram));
+            }
         }
         let Met { mut buckets, count, .. } = met;
         buckets.truncate(count);
-        sort(buckets)
+        buckets
     }
 }
 
-/// Bits of a bucket that a pass of the sort looks at.
-const DIGIT_BITS: usize = BUCKETS.trailing_zeros() as usize / 2;
+/// Passes of the sort.
+const PASSES: usize = 2;
+/// Bits of a bucket that a pass looks at.
+const DIGIT_BITS: usize = BUCKETS.trailing_zeros() as usize / PASSES;
+const DIGITS: usize = 1 << DIGIT_BITS;
 /// Fewer buckets than this are sorted by comparing them.
 const FEW: usize = 64;
 
-/// Sorts buckets: by their lower, then by their upper bits, which takes no comparison to be foreseen.
-fn sort(mut buckets: Vec<u32>) -> Vec<u32> {
+/// Sorts numbers below [`BUCKETS`]: by their lowest bits first, which takes no comparison to be foreseen.
+pub fn sort(mut buckets: Vec<u32>) -> Vec<u32> {
     if buckets.len() < FEW {
         buckets.sort_unstable();
         return buckets;
     }
-    let mut sorted = vec![0; buckets.len()];
-    for pass in 0..2 {
-        let digit = |bucket: u32| bucket as usize >> (pass * DIGIT_BITS) & ((1 << DIGIT_BITS) - 1);
-        let mut places = [0u32; 1 << DIGIT_BITS];
-        for bucket in &buckets {
-            places[digit(*bucket)] += 1;
+    let digit = |bucket: u32, pass: usize| bucket as usize >> (pass * DIGIT_BITS) & (DIGITS - 1);
+    let mut places = [[0u32; DIGITS]; PASSES];
+    for bucket in &buckets {
+        for (pass, places) in places.iter_mut().enumerate() {
+            places[digit(*bucket, pass)] += 1;
         }
+    }
+    let mut sorted = vec![0; buckets.len()];
+    for (pass, places) in places.iter_mut().enumerate() {
         let mut before = 0;
-        for place in &mut places {
+        for place in &mut *places {
             before += std::mem::replace(place, before);
         }
         for bucket in &buckets {
-            let place = &mut places[digit(*bucket)];
+            let place = &mut places[digit(*bucket, pass)];
             sorted[*place as usize] = *bucket;
             *place += 1;
         }
@@ -236,39 +244,48 @@ impl<W: Fn(u32) -> bool> Met<W> {
 }
 
 /// Words (runs of word characters without the apostrophes at their ends) and symbols (runs of one character).
-fn tokens<'a>(chunk: &'a [char], mut found: impl FnMut(&'a [char])) {
-    let alike = |a: &char, b: &char| match kind(*a) {
-        Kind::Word => kind(*b) == Kind::Word,
-        _ => a == b,
-    };
-    for run in chunk.chunk_by(alike) {
-        let token = if kind(run[0]) == Kind::Word { without_apostrophes(run) } else { run };
+fn tokens<'a>(mut chunk: &'a str, mut found: impl FnMut(&'a str)) {
+    while let Some(first) = chunk.chars().next() {
+        let is_word = kind(first) == Kind::Word;
+        let ends = |c: char| if is_word { kind(c) != Kind::Word } else { c != first };
+        let (run, rest) = chunk.split_at(chunk.find(ends).unwrap_or(chunk.len()));
+        let token = if is_word { run.trim_matches('\'') } else { run };
         if !token.is_empty() {
             found(token);
         }
+        chunk = rest;
     }
-}
-
-fn without_apostrophes(mut word: &[char]) -> &[char] {
-    while let ['\'', rest @ ..] = word {
-        word = rest;
-    }
-    while let [rest @ .., '\''] = word {
-        word = rest;
-    }
-    word
 }
 
 /// All substrings of [`GRAM_MIN`] to [`GRAM_MAX`] characters of a chunk with a space before and after it.
-fn grams(padded: &[char], mut found: impl FnMut(Hash)) {
-    for start in 0..padded.len() {
-        let mut hash = Hash::new('c');
-        for (length, c) in (1..=GRAM_MAX).zip(&padded[start..]) {
-            hash = hash.and(*c);
+fn grams(padded: &str, mut found: impl FnMut(Hash)) {
+    for (start, _) in padded.char_indices() {
+        let mut hash = Hash::new(b'c');
+        for (length, c) in (1..=GRAM_MAX).zip(padded[start..].chars()) {
+            hash = hash.and_all(c.encode_utf8(&mut [0; 4]));
             if length >= GRAM_MIN {
                 found(hash);
             }
         }
+    }
+}
+
+/// As [`grams`], where a character is a byte: the lengths are known beforehand but at the end.
+fn ascii_grams(padded: &[u8], mut found: impl FnMut(Hash)) {
+    let mut from = |gram: &[u8]| {
+        let mut hash = Hash::new(b'c');
+        for (place, byte) in gram.iter().enumerate() {
+            hash = hash.and(*byte);
+            if place + 1 >= GRAM_MIN {
+                found(hash);
+            }
+        }
+    };
+    for gram in padded.array_windows::<GRAM_MAX>() {
+        from(gram);
+    }
+    for start in (padded.len() + 1).saturating_sub(GRAM_MAX)..padded.len() {
+        from(&padded[start..]);
     }
 }
 
@@ -277,25 +294,16 @@ fn grams(padded: &[char], mut found: impl FnMut(Hash)) {
 struct Hash(u64);
 
 impl Hash {
-    const fn new(prefix: char) -> Hash {
-        Hash((0xCBF2_9CE4_8422_2325 ^ prefix as u64).wrapping_mul(0x0100_0000_01B3))
+    const fn new(prefix: u8) -> Hash {
+        Hash(0xCBF2_9CE4_8422_2325).and(prefix)
     }
 
-    #[inline]
-    fn and(self, c: char) -> Hash {
-        if c.is_ascii() { self.and_byte(c as u8) } else { self.and_wide(c) }
+    const fn and(self, byte: u8) -> Hash {
+        Hash((self.0 ^ byte as u64).wrapping_mul(0x0100_0000_01B3))
     }
 
-    fn and_wide(self, c: char) -> Hash {
-        c.encode_utf8(&mut [0; 4]).bytes().fold(self, Hash::and_byte)
-    }
-
-    fn and_byte(self, byte: u8) -> Hash {
-        Hash((self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
-    }
-
-    fn and_all(self, characters: &[char]) -> Hash {
-        characters.iter().fold(self, |hash, c| hash.and(*c))
+    fn and_all(self, text: &str) -> Hash {
+        text.bytes().fold(self, Hash::and)
     }
 }
 
@@ -312,7 +320,7 @@ mod tests {
         let normalised = Normalised::of(text);
         let mut found = Vec::new();
         for chunk in normalised.chunks() {
-            tokens(chunk, |token| found.push(token.iter().collect()));
+            tokens(chunk, |token| found.push(token.to_owned()));
         }
         found
     }
@@ -345,7 +353,7 @@ mod tests {
     #[test]
     fn work_is_bounded_for_any_text() {
         let text: String = (0..200_000).map(|i| char::from_u32(0x4E00 + i % 20_000).unwrap()).collect();
-        assert_eq!(Normalised::of(&text).chunks().map(<[char]>::len).sum::<usize>(), CHARACTERS_MAX);
+        assert_eq!(Normalised::of(&text).chunks().map(|chunk| chunk.chars().count()).sum::<usize>(), CHARACTERS_MAX);
         assert!(Normalised::of(&" ".repeat(100_000)).is_empty());
     }
 }

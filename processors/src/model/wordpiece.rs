@@ -15,7 +15,7 @@ use unicode_normalization_alignments::UnicodeNormalization;
 use super::card::Family;
 use crate::stage::Failure;
 use file::Described;
-use pieces::Pieces;
+use pieces::{Hashes, NO_HASHES, Pieces};
 
 /// A word of more characters is unknown, as the files ask for.
 const WORD_CHARS_MAX: usize = 100;
@@ -114,7 +114,7 @@ impl WordPiece {
     }
 
     fn plain(&self, text: &str, cut: &mut Cut) {
-        let mut word = Word { bytes: Vec::with_capacity(32), chars: 0 };
+        let mut word = Word { bytes: Vec::with_capacity(32), chars: 0, hashes: NO_HASHES };
         if text.is_ascii() {
             for byte in text.bytes() {
                 match ASCII[usize::from(byte)] {
@@ -166,7 +166,7 @@ impl WordPiece {
         let whole = cut.out.len();
         let (mut rest, mut first) = (word.bytes.as_slice(), true);
         while !rest.is_empty() {
-            let found = if word.chars > WORD_CHARS_MAX { None } else { self.pieces.longest(rest, first) };
+            let found = if word.chars > WORD_CHARS_MAX { None } else { self.pieces.longest(rest, first, &mut word.hashes) };
             let Some((id, length)) = found else {
                 cut.out.truncate(whole);
                 cut.push(self.unknown);
@@ -204,6 +204,7 @@ impl Cut {
 struct Word {
     bytes: Vec<u8>,
     chars: usize,
+    hashes: Hashes,
 }
 
 impl Word {

@@ -15,6 +15,8 @@ use crate::spans::Watch;
 /// The committing thread, which ends with this value.
 pub(super) struct Commits {
     begun: SyncSender<(Begun, BTreeMap<i32, i64>)>,
+    /// Whether the contexts of what has begun were written.
+    saved: SyncSender<bool>,
     outcomes: Receiver<Outcome>,
     under_way: Option<UnderWay>,
     /// The outcome of what is under way, once it is known.
@@ -40,17 +42,23 @@ impl Commits {
     /// Starts the thread.
     pub(super) fn start() -> Result<Commits, RunError> {
         let (begun, taken) = sync_channel::<(Begun, BTreeMap<i32, i64>)>(1);
+        let (saved, is_saved) = sync_channel(1);
         let (done, outcomes) = sync_channel(1);
         let work = move || {
             while let Ok((begun, next)) = taken.recv() {
-                if done.send((begun.commit(&next), SystemTime::now())).is_err() {
+                let prepared = begun.prepare(&next);
+                let Ok(is_saved) = is_saved.recv() else { return };
+                let outcome = prepared.and_then(|prepared| {
+                    if is_saved { prepared.commit() } else { prepared.abandon().map_err(CommitError::from) }
+                });
+                if done.send((outcome, SystemTime::now())).is_err() {
                     return;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("processors-commit".to_owned());
         thread.spawn(work).map_err(RunError::Thread)?;
-        Ok(Commits { begun, outcomes, under_way: None, outcome: None })
+        Ok(Commits { begun, saved, outcomes, under_way: None, outcome: None })
     }
 
     /// Whether there is a batch that is not settled.
@@ -75,12 +83,28 @@ impl Commits {
         Ok(self.outcome.is_some())
     }
 
-    /// Commits a batch. The one before must be settled.
-    pub(super) fn commit(&mut self, begun: Begun, batch: UnderWay) -> Result<(), RunError> {
+    /// Sends the offsets at which the next batches start after the records of what has begun, and goes no further. The
+    /// batch before must be settled.
+    pub(super) fn prepare(&mut self, begun: Begun, next: &BTreeMap<i32, i64>) -> Result<(), RunError> {
         debug_assert!(self.under_way.is_none(), "at most one batch of a partition is uncommitted");
-        self.begun.send((begun, batch.next.clone())).map_err(|_| RunError::Panicked)?;
+        self.begun.send((begun, next.clone())).map_err(|_| RunError::Panicked)
+    }
+
+    /// Commits what was prepared: its contexts are written.
+    pub(super) fn commit(&mut self, batch: UnderWay) -> Result<(), RunError> {
+        self.saved.send(true).map_err(|_| RunError::Panicked)?;
         self.under_way = Some(batch);
         Ok(())
+    }
+
+    /// Takes back what was prepared.
+    pub(super) fn abandon(&mut self) -> Result<(), RunError> {
+        self.saved.send(false).map_err(|_| RunError::Panicked)?;
+        match self.outcomes.recv() {
+            Ok((Ok(()) | Err(CommitError::Aborted(_)), _)) => Ok(()),
+            Ok((Err(CommitError::Fatal(error)), _)) => Err(error.into()),
+            Err(_) => Err(RunError::Panicked),
+        }
     }
 }
 

@@ -130,26 +130,26 @@ impl Runner {
         ahead: &mut Ahead,
     ) -> Result<Worked, Interrupted> {
         let Ahead { turns, mut records, forwarded, next, faults, started, mut watch, .. } = ahead.take();
-        let begun = if self.forwards {
-            transactor.begin(forwarded.iter().map(|message| self.forwarded(message)))?
+        if self.forwards {
+            let begun = transactor.begin(forwarded.iter().map(|message| self.forwarded(message)))?;
+            commits.prepare(begun, &next)?;
         } else {
             let folded = self.fold(turns, &mut records, now(), &mut watch);
             let mut writes = folded.map_err(|error| self.blame(owned, &next, error))?;
             let batches = self.batches(owned, &next, &mut writes)?;
-            // The records are on their way to the broker while the contexts are written; they become visible with the
-            // commit, which comes last.
-            let begun = transactor.begin(records.iter().map(Outgoing::from))?;
+            // Records and offsets are on their way to the broker while the contexts are written; they become visible
+            // with the commit, which comes last.
+            commits.prepare(transactor.begin(records.iter().map(Outgoing::from))?, &next)?;
             watch.mark();
             if let Err(interrupted) = self.save(owned, batches) {
-                begun.abandon().map_err(RunError::from)?;
+                commits.abandon()?;
                 return Err(interrupted);
             }
             watch.step("save", "contexts");
-            begun
-        };
+        }
         let is_careful = owned.values().any(Owned::is_careful);
         watch.mark();
-        commits.commit(begun, UnderWay { next, records, started, faults, watch })?;
+        commits.commit(UnderWay { next, records, started, faults, watch })?;
         // A turn that runs alone is committed before the next one is read.
         if is_careful { self.settle(commits, owned) } else { Ok(Worked::Nothing) }
     }

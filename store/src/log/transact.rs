@@ -27,7 +27,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use self::deliveries::{Deliveries, Outstanding};
 use self::rebalances::{Change, Rebalances};
 use self::writer::Writer;
-pub use self::writer::{Begun, Outgoing};
+pub use self::writer::{Begun, Outgoing, Prepared};
 use super::client::{base, consumer, owned, with_properties};
 use super::error::classify;
 use super::{Kafka, LogError, Message, Record};

@@ -67,7 +67,7 @@ impl Ascii {
     }
 
     /// All trigrams, in order.
-    pub(super) fn each(mut self, mut found: impl FnMut(usize)) {
+    pub(super) fn each(&mut self, mut found: impl FnMut(usize)) {
         self.again.sort_unstable_by_key(|code| Reverse(*code));
         let mut repeated: Vec<(Reverse<usize>, u16)> = Vec::new();
         for same in self.again.chunk_by(|a, b| a == b) {

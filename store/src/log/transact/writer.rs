@@ -77,27 +77,61 @@ impl std::fmt::Debug for Begun {
 }
 
 impl Begun {
-    /// Waits until the broker has acknowledged each record, then commits them together with `next` as the group's
-    /// offsets. The wait comes first: `flush` within the commit would take up to 100 ms, because the producer's own
-    /// thread has already taken the event that it polls for.
+    /// Sends `next` as the group's offsets to the transaction, while its records are on their way, and waits until the
+    /// broker has acknowledged all of them. The wait is not left to the commit: `flush` there would take up to 100 ms,
+    /// because the producer's own thread has already taken the event that it polls for.
+    ///
+    /// # Errors
+    /// [`CommitError::Aborted`]: nothing happened. [`CommitError::Fatal`]: fenced.
+    pub fn prepare(self, next: &BTreeMap<i32, i64>) -> Result<Prepared, CommitError> {
+        let Begun { writer, metadata } = self;
+        let offsets = offsets(&writer.topic, next)?;
+        let sent = match writer.delivery {
+            Delivery::ExactlyOnce => writer.producer.send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT),
+            // They follow the records.
+            Delivery::AtLeastOnce => Ok(()),
+        };
+        match sent.and_then(|()| writer.deliveries.wait(writer.transaction_timeout)) {
+            Ok(()) => Ok(Prepared { writer, offsets }),
+            Err(error) => Err(writer.abort(&error)),
+        }
+    }
+
+    /// [`Begun::prepare`] and [`Prepared::commit`].
+    ///
+    /// # Errors
+    /// Of both.
+    pub fn commit(self, next: &BTreeMap<i32, i64>) -> Result<(), CommitError> {
+        self.prepare(next)?.commit()
+    }
+}
+
+/// A transaction whose records and offsets are with the broker, and not visible yet. Dropped, it stays open, as [`Begun`]
+/// does.
+#[must_use = "commit it or abandon it"]
+pub struct Prepared {
+    writer: Arc<Writer>,
+    offsets: TopicPartitionList,
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared").field("topic", &self.writer.topic).finish_non_exhaustive()
+    }
+}
+
+impl Prepared {
+    /// Makes records and offsets visible together.
     ///
     /// # Errors
     /// [`CommitError::Aborted`]: nothing happened. [`CommitError::Fatal`]: fenced, or the outcome stays in doubt.
-    pub fn commit(self, next: &BTreeMap<i32, i64>) -> Result<(), CommitError> {
-        let Begun { writer, metadata } = self;
-        let delivered = writer.deliveries.wait(writer.transaction_timeout);
-        let offsets = offsets(&writer.topic, next)?;
-        if writer.delivery == Delivery::AtLeastOnce {
-            return writer.acknowledge(delivered, &offsets);
-        }
-        let written =
-            delivered.and_then(|()| writer.producer.send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT));
-        match written {
-            Ok(()) => {
-                writer.see_off();
-                writer.commit()
+    pub fn commit(self) -> Result<(), CommitError> {
+        match self.writer.delivery {
+            Delivery::ExactlyOnce => {
+                self.writer.see_off();
+                self.writer.commit()
             }
-            Err(error) => Err(writer.abort(&error)),
+            Delivery::AtLeastOnce => self.writer.acknowledge(&self.offsets),
         }
     }
 
@@ -176,13 +210,11 @@ impl Writer {
     }
 
     /// Commits the offsets alone, after the records.
-    fn acknowledge(&self, delivered: Result<(), KafkaError>, offsets: &TopicPartitionList) -> Result<(), CommitError> {
-        // What the group refuses was given away; it is read again there.
-        let aborted = |error: KafkaError| CommitError::Aborted(error.to_string());
-        delivered.map_err(aborted)?;
+    fn acknowledge(&self, offsets: &TopicPartitionList) -> Result<(), CommitError> {
         match self.consumer.commit(offsets, CommitMode::Sync) {
             Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
-            committed => committed.map_err(aborted),
+            // What the group refuses was given away; it is read again there.
+            committed => committed.map_err(|error| CommitError::Aborted(error.to_string())),
         }
     }
 

@@ -84,7 +84,7 @@ pub struct Normalised {
 impl Normalised {
     /// Normalises a text: lower case, apostrophes made alike, invisible characters dropped, long runs cut.
     pub fn of(text: &str) -> Normalised {
-        let length = text.len().min(CHARACTERS_MAX * char::MAX_LEN_UTF8);
+        let length = text.len().min(CHARACTERS_MAX);
         let mut out = Normalised { text: String::with_capacity(length + 2), ends: Vec::with_capacity(length / 4 + 1) };
         out.text.push(' ');
         let mut reading = Reading { run: ' ', repeated: 0, count: 0 };
@@ -281,7 +281,7 @@ fn ascii_grams(padded: &[u8], mut found: impl FnMut(Hash)) {
             }
         }
     };
-    for gram in padded.array_windows::<GRAM_MAX>() {
+    for gram in padded.windows(GRAM_MAX) {
         from(gram);
     }
     for start in (padded.len() + 1).saturating_sub(GRAM_MAX)..padded.len() {

@@ -166,7 +166,8 @@ impl WordPiece {
         let whole = cut.out.len();
         let (mut rest, mut first) = (word.bytes.as_slice(), true);
         while !rest.is_empty() {
-            let found = if word.chars > WORD_CHARS_MAX { None } else { self.pieces.longest(rest, first, &mut word.hashes) };
+            let found =
+                if word.chars > WORD_CHARS_MAX { None } else { self.pieces.longest(rest, first, &mut word.hashes) };
             let Some((id, length)) = found else {
                 cut.out.truncate(whole);
                 cut.push(self.unknown);

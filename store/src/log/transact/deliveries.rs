@@ -1,7 +1,7 @@
 //! Which records of the open transaction the broker has acknowledged.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -50,21 +50,13 @@ impl Outstanding {
 
     /// Waits until all have come, or one of them failed.
     pub(super) fn wait(&self, within: Duration) -> Result<(), KafkaError> {
-        let deadline = Instant::now() + within;
-        let mut count = lock(&self.state);
-        loop {
-            if let Some(error) = count.failed.take() {
-                return Err(error);
-            }
-            if count.seen >= count.expected {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
-            }
-            let woken = self.changed.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner);
-            count = woken.0;
+        let open = |count: &mut Count| count.seen < count.expected && count.failed.is_none();
+        let waited = self.changed.wait_timeout_while(lock(&self.state), within, open);
+        let (mut count, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        match count.failed.take() {
+            Some(error) => Err(error),
+            None if waited.timed_out() => Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)),
+            None => Ok(()),
         }
     }
 }

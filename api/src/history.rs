@@ -152,6 +152,21 @@ impl TurnsCursor {
     }
 }
 
+/// Reads a cursor of either kind: for fuzzing.
+///
+/// # Panics
+/// One that was read is not written as it was: a fault of ours.
+pub(crate) fn reads_cursor(text: &str) {
+    if let Some(cursor) = TurnsCursor::read(text) {
+        assert_eq!(TurnsCursor::read(&cursor.write()), Some(cursor));
+        let _ = edges(cursor.page, &[], false);
+    }
+    if let Some(Cursor { last_at, conversation }) = conversations_cursor(text) {
+        let again = conversations_cursor(&write_cursor(&json!(["c", last_at, conversation])));
+        assert_eq!(again, Some(Cursor { last_at, conversation }));
+    }
+}
+
 /// The pages beside this one: the older, then the newer. Positions are dense from 1, so that there is an older turn
 /// exactly if the oldest here is not the first. Newer ones are known where the page was read that way, and sure where
 /// it was read the other way from a place behind it; a page read from the end has none yet.
@@ -166,7 +181,7 @@ fn edges(page: Page, rows: &[Row], more: bool) -> (Option<Page>, Option<Page>) {
             ((lowest > 1).then_some(Page::Before(Some(lowest))), more.then_some(Page::After(highest)))
         }
         // Behind either end: the way back.
-        (Page::Before(below), ..) => (None, below.map(|below| Page::After(below - 1))),
+        (Page::Before(below), ..) => (None, below.map(|below| Page::After(below.saturating_sub(1)))),
         (Page::After(above), ..) => ((above > 0).then_some(Page::Before(Some(above.saturating_add(1)))), None),
     }
 }

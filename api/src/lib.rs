@@ -135,11 +135,11 @@ pub(crate) struct Shared {
     shutdown: CancellationToken,
 }
 
-/// Reads a frame, a query string and a resume token of a client, and forgets them: for fuzzing, which must reach what only
+/// Reads a frame, a query string, a resume token, a cursor and a schema of a client, and forgets them: for fuzzing, which must reach what only
 /// a socket reaches.
 ///
 /// # Panics
-/// A token that was read is not written as it was: a fault of ours.
+/// A token or a cursor that was read is not written as it was: a fault of ours.
 #[doc(hidden)]
 pub fn reads_command(text: &str) {
     let _ = command::parse(text);
@@ -149,6 +149,8 @@ pub fn reads_command(text: &str) {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     let _ = command::opening(&query);
+    history::reads_cursor(text);
+    registry::reads_schema(text);
     if let Ok(token) = resume::Token::decode(text) {
         assert_eq!(resume::Token::decode(&token.encode()).as_ref(), Ok(&token), "a token comes back as it went");
     }

@@ -149,7 +149,7 @@ pub(crate) struct State {
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
     /// The disk is at fault.
-    #[error("open metadata log {path}: {source}")]
+    #[error("open metadata log {path}: {source}; check that it can be written and that the disk is not full")]
     Storage {
         /// The metadata log.
         path: PathBuf,

@@ -1,6 +1,6 @@
 //! From messages to turns and back to records: what a chain admits, what it rejects, what it writes. Pure.
 
-use schemas::topic::{REJECTS, TEXT_BYTES_MAX, TURN_BYTES_MAX};
+use schemas::topic::{REJECT_BYTES_MAX, REJECTS, TEXT_BYTES_MAX, TURN_BYTES_MAX};
 use schemas::{
     Codec, DecodeError, EncodeError, Envelope, Header, Reason, Reject, Stamp, Tier, TraceParent, Turn, reject,
 };
@@ -9,6 +9,18 @@ use uuid::Uuid;
 
 /// Longest conversation id in bytes.
 pub const CONVERSATION_BYTES_MAX: usize = 512;
+
+/// What a record may grow by on its way through one chain: parts, position, key, headers. A turn that was taken must fit
+/// wherever it goes; one that the log refuses would stop the processors at it for ever.
+const ROOM_BYTES: usize = 32 * 1024;
+/// Largest record of `turns.received`, in bytes.
+const RECEIVED_BYTES_MAX: usize = TURN_BYTES_MAX - 2 * ROOM_BYTES;
+/// Largest record between two chains, in bytes.
+const BETWEEN_BYTES_MAX: usize = TURN_BYTES_MAX - ROOM_BYTES;
+/// What a reject keeps of a record, in bytes: few compressed bytes of the log can be far more than it takes in one record.
+const KEPT_BYTES_MAX: usize = REJECT_BYTES_MAX - 2 * ROOM_BYTES;
+/// What a header takes beside its name and value, in bytes: their lengths.
+const ROOM_OF_A_HEADER: usize = 20;
 
 /// The end of the year 9999, in milliseconds since the Unix epoch.
 const TIME_MS_MAX: i64 = 253_402_300_799_999;
@@ -42,8 +54,9 @@ pub type Admitted = Result<(Turn, Place), Refused>;
 /// The message is at fault.
 pub fn admit(codec: &Codec, first: bool, message: &Message) -> Admitted {
     let value = message.value.as_deref().unwrap_or_default();
-    if value.len() > TURN_BYTES_MAX {
-        let detail = format!("record of {} bytes; at most {TURN_BYTES_MAX} are taken: shorten it", value.len());
+    let bytes_max = if first { RECEIVED_BYTES_MAX } else { BETWEEN_BYTES_MAX };
+    if value.len() > bytes_max {
+        let detail = format!("record of {} bytes; at most {bytes_max} are taken: shorten it", value.len());
         return Err(Refused { reason: Reason::Oversized, detail });
     }
     let turn: Turn = codec.decode(value).map_err(|error| Refused {
@@ -58,7 +71,7 @@ pub fn admit(codec: &Codec, first: bool, message: &Message) -> Admitted {
     })?;
     let place = Stamp { partition: message.partition, offset: message.offset };
     let stamp = if first { check(&turn, message).map(|()| place)? } else { stamped(&turn, message.partition)? };
-    let correlation_id = message.header("correlationid").map_or_else(|| turn.id.to_string(), str::to_owned);
+    let correlation_id = message.correlation_id().map_or_else(|| turn.id.to_string(), str::to_owned);
     let trace = message.trace();
     Ok((turn, Place { stamp, partition: message.partition, correlation_id, trace }))
 }
@@ -140,15 +153,22 @@ impl Place {
     }
 }
 
-/// The record of a reject, with the message as it came. `now` in milliseconds since the Unix epoch.
+/// The record of a reject, with the message as it came, or with the beginning of one that no reject can hold. `now` in
+/// milliseconds since the Unix epoch.
 ///
 /// # Errors
 /// A fault of ours.
-pub fn rejection(codec: &Codec, refused: &Refused, message: Message, now: i64) -> Result<Record, EncodeError> {
+pub fn rejection(codec: &Codec, refused: &Refused, mut message: Message, now: i64) -> Result<Record, EncodeError> {
+    let correlation_id = message.correlation_id().map(str::to_owned);
+    let detail = match cut(&mut message) {
+        0 => refused.detail.clone(),
+        left_out => format!(
+            "{}; {left_out} bytes are left out here, the whole record stands at its offset until retention takes it",
+            refused.detail
+        ),
+    };
     let Message { topic, partition, offset, key, value, headers, .. } = message;
     let id = Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("{topic}/{partition}/{offset}").as_bytes());
-    let correlation = headers.iter().find(|(name, _)| name == "correlationid");
-    let correlation_id = correlation.and_then(|(_, value)| String::from_utf8(value.clone()).ok());
     let envelope = Envelope {
         id: id.to_string(),
         source: "/processors".to_owned(),
@@ -162,7 +182,7 @@ pub fn rejection(codec: &Codec, refused: &Refused, message: Message, now: i64) -
         at: now,
         stage: "processors".to_owned(),
         reason: refused.reason.name().to_owned(),
-        detail: refused.detail.clone(),
+        detail,
         attempt: reject::attempt(headers.iter().map(|(name, value)| (name.as_str(), value.as_slice()))),
         source: None,
         bot: None,
@@ -181,6 +201,29 @@ pub fn rejection(codec: &Codec, refused: &Refused, message: Message, now: i64) -
         headers: wire(envelope.headers()),
         timestamp: now,
     })
+}
+
+/// Leaves out what a reject cannot hold, and says how many bytes that is: headers and key only if they alone are too large,
+/// then the end of the value. The key is there twice, in the reject and beside it.
+fn cut(message: &mut Message) -> usize {
+    let size = |message: &Message| {
+        let headers: usize =
+            message.headers.iter().map(|(name, value)| name.len() + value.len() + ROOM_OF_A_HEADER).sum();
+        (headers, message.key.as_ref().map_or(0, |key| 2 * key.len()), message.value.as_ref().map_or(0, Vec::len))
+    };
+    let before = size(message);
+    if before.0 > KEPT_BYTES_MAX / 4 {
+        message.headers.clear();
+    }
+    if before.1 > KEPT_BYTES_MAX / 4 {
+        message.key = None;
+    }
+    let (headers, key, _) = size(message);
+    if let Some(value) = &mut message.value {
+        value.truncate(KEPT_BYTES_MAX - headers - key);
+    }
+    let after = size(message);
+    (before.0 + before.1 + before.2) - (after.0 + after.1 + after.2)
 }
 
 fn wire(headers: Vec<(&'static str, String)>) -> Vec<(String, Vec<u8>)> {
@@ -269,6 +312,57 @@ mod tests {
             let record = rejection(&codec, &refused, message, 7).unwrap();
             let reject: Reject = codec.decode(record.value.as_deref().unwrap()).unwrap();
             assert_eq!((reject.raw, reject.offset, reject.reason.as_str()), (raw, Some(9), reason.name()));
+        }
+    }
+
+    #[test]
+    fn a_turn_that_is_taken_fits_wherever_it_goes() {
+        let codec = Codec::embedded();
+        let padded = |bytes: usize| {
+            let turn = Turn { external_id: "x".repeat(bytes), ..turn() };
+            let long = "c".repeat(bytes);
+            Message { headers: vec![("correlationid".to_owned(), long.into_bytes())], ..message(&codec, &turn) }
+        };
+        let around = codec.encode(&turn()).unwrap().len() + 8;
+        let (mut taken, place) = admit(&codec, true, &padded(RECEIVED_BYTES_MAX - around)).unwrap();
+        (taken.position, taken.stamp, taken.tier) = (Some(1), Some(place.stamp), Some(Tier::Full));
+        let record = place.record(&codec, &taken, "t", "encode", 1).unwrap();
+        let headers: usize = record.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let value = record.value.unwrap();
+        assert!(headers < 1024 && value.len() + headers < BETWEEN_BYTES_MAX, "{} bytes and {headers}", value.len());
+        // The next chain takes it as well; what is larger it does not.
+        let next = Message { value: Some(value), ..message(&codec, &taken) };
+        assert!(admit(&codec, false, &next).is_ok());
+        for (first, bytes) in [(true, RECEIVED_BYTES_MAX), (false, BETWEEN_BYTES_MAX)] {
+            assert_eq!(admit(&codec, first, &padded(bytes)).unwrap_err().reason, Reason::Oversized);
+        }
+    }
+
+    #[test]
+    fn a_record_that_no_reject_can_hold_is_rejected_with_what_fits_of_it() {
+        let codec = Codec::embedded();
+        let whole = message(&codec, &turn());
+        let large = || vec![b'x'; 2 * REJECT_BYTES_MAX];
+        let cases = [
+            Message { value: Some(large()), ..whole.clone() },
+            Message { key: Some(large()), ..whole.clone() },
+            Message { headers: vec![("h".to_owned(), large())], ..whole.clone() },
+            Message { key: Some(large()), value: Some(large()), headers: vec![("h".to_owned(), large())], ..whole },
+        ];
+        for message in cases {
+            let refused = admit(&codec, true, &message).err();
+            let refused = refused.unwrap_or(Refused { reason: Reason::Killer, detail: "it kills".to_owned() });
+            let value = message.value.clone().unwrap();
+            let record = rejection(&codec, &refused, message, 7).unwrap();
+            let key = record.key.map_or(0, |key| key.len());
+            let bytes = record.value.unwrap();
+            assert!(bytes.len() + key < REJECT_BYTES_MAX - ROOM_BYTES, "{} bytes", bytes.len() + key);
+            let reject: Reject = codec.decode(&bytes).unwrap();
+            assert!(
+                value.starts_with(&reject.raw) && reject.detail.contains("bytes are left out here"),
+                "{}",
+                reject.detail
+            );
         }
     }
 

@@ -102,6 +102,9 @@ impl Chain {
             None => Sequence::default(),
             Some(bytes) => self.codec.decode(bytes).map_err(|e| failure(sequence::SLICE, e.to_string()))?,
         };
+        if let Some(problem) = sequence::problem(&sequence) {
+            return Err(failure(sequence::SLICE, problem));
+        }
         let open = self.stages.iter().map(|stage| stage.open(&self.codec, conversation, bytes(stage.name())));
         let slices = open.collect::<Result<_, _>>()?;
         Ok(Conversation { name: conversation.to_owned(), sequence, slices, base, folded: None })

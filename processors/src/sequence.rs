@@ -10,6 +10,15 @@ pub const SLICE: &str = "sequence";
 pub const IDS_MAX: usize = 256;
 const ID_BYTES: usize = 16;
 
+/// What is wrong with a slice that was read from a store, if it is none that this stage wrote.
+pub fn problem(slice: &Sequence) -> Option<String> {
+    let sound = (0..i64::MAX).contains(&slice.position) && slice.recent.len().is_multiple_of(ID_BYTES);
+    (!sound).then(|| {
+        let (position, bytes) = (slice.position, slice.recent.len());
+        format!("position {position} with {bytes} bytes of ids is damage: run `undertone contexts rebuild`")
+    })
+}
+
 /// The position of a turn that was not seen before, or `None` for a repeated one.
 pub fn number(slice: &mut Sequence, id: Uuid) -> Option<i64> {
     if slice.recent.chunks_exact(ID_BYTES).any(|seen| seen == id.as_bytes()) {
@@ -25,6 +34,15 @@ pub fn number(slice: &mut Sequence, id: Uuid) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_this_stage_cannot_have_written_is_named() {
+        let slice = |position, bytes| Sequence { position, recent: vec![1; bytes] };
+        assert_eq!(problem(&slice(7, 5 * ID_BYTES)), None);
+        for damaged in [slice(-1, 0), slice(i64::MAX, ID_BYTES), slice(7, ID_BYTES + 8)] {
+            assert!(problem(&damaged).is_some_and(|problem| problem.contains("contexts rebuild")), "{damaged:?}");
+        }
+    }
 
     #[test]
     fn positions_are_dense_and_repeats_within_the_window_are_dropped() {

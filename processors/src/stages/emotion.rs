@@ -155,6 +155,10 @@ impl Stage for Emotions {
             let problem = format!("holds {} Ekman sums instead of {}", slice.ekman.len(), Ekman::LABELS.len());
             return Err(Failure::Slice { stage: NAME, conversation: turn.conversation.clone(), problem });
         }
+        if !(0..i64::MAX).contains(&slice.turns) {
+            let problem = format!("{} turns are damage: run `undertone contexts rebuild`", slice.turns);
+            return Err(Failure::Slice { stage: NAME, conversation: turn.conversation.clone(), problem });
+        }
         emotion.mood = Some(fold(slice, turn.at, emotion));
         Ok(())
     }

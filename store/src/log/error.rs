@@ -11,8 +11,11 @@ pub enum LogError {
     /// The transaction is lost: abort it, seek back to the committed offsets, and run the batch again.
     #[error("the transaction must be aborted: {0}")]
     Abortable(String),
-    /// Another process works under the same identity: end this one.
-    #[error("another process has taken over ({0}): give each its own [kafka] instance")]
+    /// Another process works under the same identity, or the brokers gave the transaction up: end this one.
+    #[error(
+        "another process has taken over, or the brokers aborted a transaction that could not end in time (their disk is \
+         full, they were away): {0}; give each process its own [kafka] instance, and start this one again"
+    )]
     Fenced(String),
     /// An offset is outside of what the log holds: data expired before it was read, or the topic is another one.
     #[error(

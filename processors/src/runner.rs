@@ -85,7 +85,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            batch_turns_max: 256,
+            batch_turns_max: 512,
             batch_bytes_max: 4 * 1024 * 1024,
             fetch_ahead_bytes_max: 8 * 1024 * 1024,
             session_timeout: Duration::from_secs(10),

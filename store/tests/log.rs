@@ -418,6 +418,19 @@ async fn committed_offset_outside_of_the_log_is_an_error_and_no_jump() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn topics_that_two_create_at_once_are_there_for_both() {
+    let log = Log::start().await;
+    let wanted = [topic("at-once", 20, &[])];
+    let both = [Admin::connect(&log.kafka).unwrap(), Admin::connect(&log.kafka).unwrap()];
+    let create = async |admin: &Admin| {
+        let created = admin.create(&wanted).await.unwrap();
+        (created.len(), admin.offsets("at-once").await.unwrap().len())
+    };
+    let (first, second) = tokio::join!(create(&both[0]), create(&both[1]));
+    assert_eq!((first.0 + second.0, first.1, second.1), (1, 20, 20), "created by one, read by both");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn topics_are_created_once_and_described() {
     let log = Log::start().await;
     let admin = Admin::connect(&log.kafka).unwrap();

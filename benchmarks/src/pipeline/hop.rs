@@ -132,7 +132,9 @@ fn run(site: &Site, counted: Duration) -> anyhow::Result<Latencies> {
             ended.store(true, Ordering::Relaxed);
         }
         let latencies = reading.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?;
-        sent.and(latencies)
+        // Where the reader failed, what was sent never comes.
+        let latencies = latencies?;
+        sent.map(|()| latencies)
     })
 }
 
@@ -144,7 +146,7 @@ fn send(site: &Site, counted: Duration, seen: &AtomicU64, ended: &AtomicBool) ->
     let mut sent = 0;
     let mut append = |moment: Duration, counts: bool| -> anyhow::Result<()> {
         let (key, value) = said(&site.codec, sent)?;
-        let moment = format!("{} {}", moment.as_nanos(), u8::from(counts));
+        let moment = format!("{}-{}", moment.as_nanos(), u8::from(counts));
         let headers = OwnedHeaders::new().insert(Header { key: MOMENT, value: Some(&moment) });
         let record = BaseRecord::to(&site.input).key(&key).payload(&value).headers(headers);
         producer.send(record).map_err(|(error, _)| error).context("append a turn")?;
@@ -200,7 +202,7 @@ fn read(site: &Site, seen: &AtomicU64, ended: &AtomicBool) -> anyhow::Result<Lat
         let headers = message.headers().context("the headers travel with the record")?;
         let moment = headers.iter().find(|header| header.key == MOMENT).and_then(|header| header.value);
         let moment = moment.and_then(|moment| std::str::from_utf8(moment).ok()).context("the moment travels too")?;
-        let (nanos, counts) = moment.split_once(' ').context("a moment is two numbers")?;
+        let (nanos, counts) = moment.split_once('-').context("a moment is two numbers")?;
         if counts == "1" {
             latencies.note(now.saturating_sub(Duration::from_nanos(nanos.parse()?)));
         }

@@ -109,8 +109,8 @@ impl Admin {
         Ok(topics)
     }
 
-    /// Creates the topics that are missing; those that exist stay as they are. Returns the names of the created, when
-    /// they can be written and read.
+    /// Creates the topics that are missing; those that exist stay as they are. Returns the names of the created, when all
+    /// that are wanted can be written and read: another process may have created one at the same time.
     ///
     /// # Errors
     /// The brokers did not answer, or refuse a topic; others may have been created by then.
@@ -135,7 +135,9 @@ impl Admin {
             }
         }
         let clients = self.clients();
-        blocking(move || await_leaders(&clients.consumer, created)).await
+        let names: Vec<String> = wanted.iter().map(|spec| spec.name.clone()).collect();
+        blocking(move || await_leaders(&clients.consumer, &names)).await?;
+        Ok(created)
     }
 
     /// Oldest offset and last stable offset, by partition: records behind the first open transaction do not count.
@@ -251,20 +253,19 @@ impl Drop for Admin {
     }
 }
 
-/// Returns the topics when each partition answers: Apache Kafka's controller acknowledges a topic before the broker knows
+/// Returns when each partition of these topics answers: Apache Kafka's controller acknowledges a topic before the broker knows
 /// of it, and the broker names itself as the leader before it acts as one.
-fn await_leaders(consumer: &BaseConsumer<Logged>, topics: Vec<String>) -> Result<Vec<String>, KafkaError> {
+fn await_leaders(consumer: &BaseConsumer<Logged>, topics: &[String]) -> Result<(), KafkaError> {
     let begun = Instant::now();
-    while !topics.is_empty() {
-        match is_led(consumer, &topics) {
-            Ok(true) => break,
+    loop {
+        match is_led(consumer, topics) {
+            Ok(true) => return Ok(()),
             Err(error) if !classify(&error).is_transient() => return Err(error),
             Ok(false) | Err(_) if begun.elapsed() < LED_WITHIN => std::thread::sleep(LOOK_EVERY),
             Ok(false) => return Err(KafkaError::MetadataFetch(Code::LeaderNotAvailable)),
             Err(error) => return Err(error),
         }
     }
-    Ok(topics)
 }
 
 /// Whether every partition of these topics answers.

@@ -144,6 +144,8 @@ impl Transactor {
             .set("partitioner", "murmur2_random")
             .set("compression.codec", "lz4")
             .set("linger.ms", "0")
+            // Apache Kafka marks a transaction's records after it answered, and until then refuses the next one's offsets.
+            .set("retry.backoff.ms", "10")
             .set("message.max.bytes", schemas::topic::REJECT_BYTES_MAX.to_string());
         if delivery == Delivery::ExactlyOnce {
             writing

@@ -58,10 +58,10 @@ impl Disk {
         (if mounts { Disk::Mounted(inside) } else { Disk::Bounded }, program)
     }
 
-    /// From now on no byte more can be written.
+    /// No byte more can be written, until the program itself makes room, by a shorter log of its own.
     fn fill(&self, program: &Program) {
         let Disk::Mounted(inside) = self else { return bound(program, "0") };
-        let mut filler = File::create(inside.join("filler")).unwrap();
+        let mut filler = File::options().create(true).append(true).open(inside.join("filler")).unwrap();
         for bytes in PIECES_BYTES {
             let piece = vec![b'x'; bytes];
             let error = loop {
@@ -126,7 +126,11 @@ async fn full_disk_acknowledges_nothing_and_everything_goes_on_when_there_is_roo
     disk.fill(&program);
     let mut refused = 0;
     while refused < REFUSED {
-        refused += usize::from(!offer(&mut socket, &mut frames).await);
+        if offer(&mut socket, &mut frames).await {
+            disk.fill(&program);
+        } else {
+            refused += 1;
+        }
     }
     assert!(program.child.0.try_wait().unwrap().is_none(), "it waits for room");
     disk.make_room(&program);

@@ -102,8 +102,14 @@ impl Program {
 
     /// Reads what it prints until it is ready.
     async fn run(dir: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Program {
-        let child = command(dir).args(arguments).envs(variables.iter().copied()).spawn();
-        let mut child = Ended(child.expect("start the program"));
+        let mut command = command(dir);
+        command.args(arguments).envs(variables.iter().copied());
+        Program::of(command).await
+    }
+
+    /// Reads what the program of a command prints until it is ready.
+    async fn of(mut command: Command) -> Program {
+        let mut child = Ended(command.spawn().expect("start the program"));
         let mut out = BufReader::new(pipe_of(child.0.stdout.take().unwrap()));
         let mut errors = pipe_of(child.0.stderr.take().unwrap());
         let mut said = BTreeMap::new();
@@ -447,6 +453,8 @@ async fn role_that_fails_ends_the_process_with_the_reason() {
 /// What concerns the embedded broker alone.
 mod embedded {
     use super::*;
+
+    mod disk;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn start_that_fails_says_the_mend_and_exits_with_one() {

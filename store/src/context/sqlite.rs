@@ -4,6 +4,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use schemas::Stamp;
@@ -41,6 +43,12 @@ static LAYOUT: Layout = Layout {
 
 /// Most conversations that one call of [`Contexts::conversations`] returns.
 pub const CONVERSATIONS_MAX: usize = 1000;
+
+/// How long a batch waits for room on a full disk, or for another process to let the file go. Its transaction is open
+/// meanwhile, and the brokers abort it at about this time.
+const ROOM_WITHIN: Duration = Duration::from_secs(10);
+/// Time between two tries.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Handle on the contexts; clones share its thread.
 #[derive(Debug, Clone)]
@@ -147,14 +155,27 @@ impl Contexts {
         self.save_all(vec![batch]).await
     }
 
-    /// As [`Contexts::save`], for several partitions: all of them, or none.
+    /// As [`Contexts::save`], for several partitions: all of them, or none. Waits [`ROOM_WITHIN`] for room on a full disk.
     ///
     /// # Errors
     /// As [`Contexts::save`].
     pub async fn save_all(&self, batches: Vec<Batch>) -> Result<(), ContextError> {
+        let (batches, begun) = (Arc::<[Batch]>::from(batches), Instant::now());
+        loop {
+            match self.try_save(Arc::clone(&batches)).await {
+                Err(ContextError::Database(error)) if error.is_transient() && begun.elapsed() < ROOM_WITHIN => {
+                    tracing::warn!(error = %error, "contexts are not written yet");
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn try_save(&self, batches: Arc<[Batch]>) -> Result<(), ContextError> {
         self.database
             .write(move |transaction| {
-                for batch in batches {
+                for batch in batches.iter() {
                     own(transaction, &batch.chain, batch.partition, batch.epoch)?;
                     for slice in &batch.writes {
                         write(transaction, slice)?;

@@ -155,7 +155,7 @@ impl Contexts {
         self.save_all(vec![batch]).await
     }
 
-    /// As [`Contexts::save`], for several partitions: all of them, or none. Waits [`ROOM_WITHIN`] for room on a full disk.
+    /// As [`Contexts::save`], for several partitions: all of them, or none. Waits ten seconds for room on a full disk.
     ///
     /// # Errors
     /// As [`Contexts::save`].

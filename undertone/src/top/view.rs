@@ -189,11 +189,18 @@ fn known(scrape: &Scrape, before: Option<&Scrape>) -> Known {
             .iter()
             .map(|lag| RoleLag { role: lag.role.clone(), partitions: lag.partitions.iter().map(behind).collect() })
             .collect(),
-        tier: figures.has(degraded).then(|| if figures.sum(degraded, &[]) > 0.0 { "fast" } else { "full" }),
+        tier: figures.has(degraded).then(|| tier(figures, figures.sum(degraded, &[]) > 0.0)),
         rejects: figures.sum("undertone_rejects_total", &[]) as u64,
         aborts: figures.sum("undertone_processors_aborts_total", &[]) as u64,
         memory_bytes: figures.sum("process_resident_memory_bytes", &[]) as u64,
     }
+}
+
+/// Fast while it stands in, and where no turn has had another: it may be the one that is set.
+fn tier(figures: &Figures, is_degraded: bool) -> &'static str {
+    let turns = |label: &str| figures.sum("undertone_processors_turns_total", &["outcome=\"enriched\"", label]);
+    let only_fast = turns("tier=\"fast\"") > 0.0 && turns("tier=\"full\"") == 0.0;
+    if is_degraded || only_fast { "fast" } else { "full" }
 }
 
 fn since(before: Instant, now: Instant) -> Duration {
@@ -276,6 +283,16 @@ pub(super) mod tests {
         let process = &view.processes[0];
         assert_eq!((process.state.as_str(), process.restarts), ("ready", 1));
         assert_eq!(process.known.as_ref().unwrap().turns_per_s[0].per_s, 0.0);
+    }
+
+    #[test]
+    fn tier_that_is_set_is_told_from_the_one_that_stands_in() {
+        let of = |tier_of_turns: &str, is_degraded| {
+            let text =
+                format!("undertone_processors_turns_total{{outcome=\"enriched\",tier=\"{tier_of_turns}\"}} 36\n");
+            tier(&Figures::parse(&text), is_degraded)
+        };
+        assert_eq!([of("fast", false), of("full", true), of("full", false)], ["fast", "fast", "full"]);
     }
 
     #[test]

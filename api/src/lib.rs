@@ -135,8 +135,8 @@ pub(crate) struct Shared {
     shutdown: CancellationToken,
 }
 
-/// Reads a frame, a query string, a resume token, a cursor and a schema of a client, and forgets them: for fuzzing, which must reach what only
-/// a socket reaches.
+/// Reads a frame, a query string, a resume token, a cursor and a schema of a client, and forgets them: for fuzzing, which
+/// must reach what only a socket reaches.
 ///
 /// # Panics
 /// A token or a cursor that was read is not written as it was: a fault of ours.

@@ -1,4 +1,4 @@
-//! Inner loops on the widest registers that the processor has.
+//! Inner loops on the widest registers that the processor has, and what they read brought near beforehand.
 //!
 //! Promises: the same bits on every processor: lanes hold independent sums, each in the order that it is written in, and
 //! nothing is fused. They are written as plain loops: the compiler does not inline an iterator's calls into a function for

@@ -257,6 +257,11 @@ async fn killed_at_any_moment_it_loses_nothing_and_doubles_nothing() {
     tokio::time::timeout(PATIENCE, speak(&mut socket, &mut frames, 0)).await.expect("every frame is acknowledged");
     assert!(frames.is_empty());
 
+    expect_all_and_end(program, total).await;
+}
+
+/// Every turn was enriched and is in the history, and the program ends in order; what it said meanwhile.
+async fn expect_all_and_end(program: Program, total: usize) -> String {
     expect_committed(&program, total).await;
     for room in 0..ROOMS {
         expect_history(&program, room, TURNS_PER_ROOM).await;
@@ -264,6 +269,7 @@ async fn killed_at_any_moment_it_loses_nothing_and_doubles_nothing() {
     program.signal("TERM");
     let (code, said) = program.ended().await;
     assert_eq!(code, Some(0), "{said}");
+    said
 }
 
 /// What a committed reader of the enriched turns sees: each turn once, in order, each folded once.

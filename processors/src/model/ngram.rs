@@ -144,11 +144,6 @@ impl Normalised {
         starts.zip(&self.ends).map(|(start, end)| &self.text[start..=*end])
     }
 
-    #[cfg(test)]
-    fn chunks(&self) -> impl Iterator<Item = &str> {
-        self.padded().map(|padded| &padded[1..padded.len() - 1])
-    }
-
     /// The buckets of all features, in rising order, each with how often it was met.
     pub fn buckets(&self) -> Vec<(u32, u32)> {
         let met = sort(self.buckets_where(|_| true));
@@ -160,7 +155,7 @@ impl Normalised {
         let mut met = Met { buckets: vec![0; self.text.len() * FEATURES_MAX], count: 0, wanted };
         let mut before: Option<Hash> = None;
         for padded in self.padded() {
-            tokens(&padded[1..padded.len() - 1], |token| {
+            tokens(bare(padded), |token| {
                 let word = Hash::new(b'w').and_all(token);
                 met.take(word);
                 if let Some(before) = before {
@@ -243,6 +238,11 @@ impl<W: Fn(u32) -> bool> Met<W> {
     }
 }
 
+/// A chunk without the space before and the one after it.
+fn bare(padded: &str) -> &str {
+    &padded[1..padded.len() - 1]
+}
+
 /// Words (runs of word characters without the apostrophes at their ends) and symbols (runs of one character).
 fn tokens<'a>(mut chunk: &'a str, mut found: impl FnMut(&'a str)) {
     while let Some(first) = chunk.chars().next() {
@@ -319,8 +319,8 @@ mod tests {
     fn words(text: &str) -> Vec<String> {
         let normalised = Normalised::of(text);
         let mut found = Vec::new();
-        for chunk in normalised.chunks() {
-            tokens(chunk, |token| found.push(token.to_owned()));
+        for padded in normalised.padded() {
+            tokens(bare(padded), |token| found.push(token.to_owned()));
         }
         found
     }
@@ -353,7 +353,10 @@ mod tests {
     #[test]
     fn work_is_bounded_for_any_text() {
         let text: String = (0..200_000).map(|i| char::from_u32(0x4E00 + i % 20_000).unwrap()).collect();
-        assert_eq!(Normalised::of(&text).chunks().map(|chunk| chunk.chars().count()).sum::<usize>(), CHARACTERS_MAX);
+        assert_eq!(
+            Normalised::of(&text).padded().map(|padded| bare(padded).chars().count()).sum::<usize>(),
+            CHARACTERS_MAX
+        );
         assert!(Normalised::of(&" ".repeat(100_000)).is_empty());
     }
 }

@@ -110,7 +110,7 @@ impl Admin {
     }
 
     /// Creates the topics that are missing; those that exist stay as they are. Returns the names of the created, when all
-    /// that are wanted can be written and read: another process may have created one at the same time.
+    /// of the wanted can be written and read: another process may have created one at the same time.
     ///
     /// # Errors
     /// The brokers did not answer, or refuse a topic; others may have been created by then.
@@ -253,8 +253,8 @@ impl Drop for Admin {
     }
 }
 
-/// Returns when each partition of these topics answers: Apache Kafka's controller acknowledges a topic before the broker knows
-/// of it, and the broker names itself as the leader before it acts as one.
+/// Returns when each partition of these topics answers: Apache Kafka's controller acknowledges a topic before the broker
+/// knows of it, and the broker names itself as the leader before it acts as one.
 fn await_leaders(consumer: &BaseConsumer<Logged>, topics: &[String]) -> Result<(), KafkaError> {
     let begun = Instant::now();
     loop {

@@ -113,12 +113,6 @@ async fn full_disk_acknowledges_nothing_and_everything_goes_on_when_there_is_roo
         // The log may need a moment until it takes records again.
         offer(&mut socket, &mut frames).await;
     }
-    expect_committed(&program, total).await;
-    for room in 0..ROOMS {
-        expect_history(&program, room, TURNS_PER_ROOM).await;
-    }
-    program.signal("TERM");
-    let (code, said) = program.ended().await;
-    assert_eq!(code, Some(0), "{said}");
+    let said = expect_all_and_end(program, total).await;
     assert!(said.contains("No space left on device"), "{said}");
 }

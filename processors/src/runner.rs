@@ -16,6 +16,7 @@
 mod bound;
 mod commit;
 mod error;
+mod units;
 mod work;
 
 use std::cell::RefCell;

@@ -3,9 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use processors::{AnyStage, Config, Limits, Options, Status, Surroundings, TierPolicy};
+use opentelemetry::metrics::Meter;
+use processors::{AnyStage, Config, Failure, Limits, Options, Stage, Status, Surroundings, TierPolicy};
+use schemas::slice::EmotionSlice;
 use schemas::topic::{TURNS_ENRICHED, TURNS_RECEIVED};
 use schemas::{Tier, Turn};
 use store::context::Contexts;
@@ -17,18 +20,69 @@ use undertone::telemetry::Metrics;
 
 /// Appends turns as if they had come in so long ago.
 async fn say(log: &Log, ids: std::ops::Range<usize>, ago: Duration) {
-    let producer = Producer::connect(&log.kafka, &ProducerLimits::default()).unwrap();
     for id in ids {
-        let turn = turn("a", &id.to_string(), "hello");
-        let record = Record {
-            topic: TURNS_RECEIVED.to_owned(),
-            partition: None,
-            key: Some(turn.conversation.clone().into_bytes()),
-            value: Some(log.codec.encode(&turn).unwrap()),
-            headers: Vec::new(),
-            timestamp: now() - ago.as_millis() as i64,
-        };
-        producer.append(record).await.unwrap();
+        append(log, &turn("a", &id.to_string(), "hello"), now() - ago.as_millis() as i64).await;
+    }
+}
+
+async fn append(log: &Log, turn: &Turn, timestamp: i64) {
+    let producer = Producer::connect(&log.kafka, &ProducerLimits::default()).unwrap();
+    let record = Record {
+        topic: TURNS_RECEIVED.to_owned(),
+        partition: None,
+        key: Some(turn.conversation.clone().into_bytes()),
+        value: Some(log.codec.encode(turn).unwrap()),
+        headers: Vec::new(),
+        timestamp,
+    };
+    producer.append(record).await.unwrap();
+}
+
+/// Of a processor that takes the fast tier when turns have waited for `bound`.
+async fn settings(log: &Log, bound: Duration, meter: Meter, shutdown: CancellationToken) -> (Config, Surroundings) {
+    let config = Config {
+        group: "test".to_owned(),
+        instance: "0".to_owned(),
+        stages: Vec::new(),
+        tier: TierPolicy::Degrade { lag_ms_max: bound.as_millis() as i64 },
+        models: "unused".into(),
+        onnxruntime: "unused".into(),
+        options: Options::default(),
+        limits: Limits { session_timeout: Duration::from_secs(6), ..Limits::default() },
+    };
+    let around = Surroundings {
+        kafka: log.kafka.clone(),
+        contexts: Contexts::in_memory().await.unwrap(),
+        codec: Arc::clone(&log.codec),
+        meter,
+        spans: Default::default(),
+        status: Arc::new(Status::default()),
+        shutdown,
+    };
+    (config, around)
+}
+
+/// Counts the turns that it infers, and asks for a shutdown meanwhile.
+struct Last {
+    inferred: Arc<AtomicUsize>,
+    shutdown: CancellationToken,
+}
+
+impl Stage for Last {
+    type Slice = EmotionSlice;
+
+    fn name(&self) -> &'static str {
+        "last"
+    }
+
+    fn infer(&self, turns: &mut [Turn]) -> Result<(), Failure> {
+        self.inferred.fetch_add(turns.len(), Ordering::SeqCst);
+        self.shutdown.cancel();
+        Ok(())
+    }
+
+    fn fold(&self, _: &mut EmotionSlice, _: &mut Turn) -> Result<(), Failure> {
+        Ok(())
     }
 }
 
@@ -43,26 +97,8 @@ async fn a_lag_over_its_bound_gives_the_fast_tier_and_the_full_one_comes_back() 
     const BOUND: Duration = Duration::from_secs(600);
     let log = Log::start(1, &[]).await;
     let metrics = Metrics::new();
-    let config = Config {
-        group: "test".to_owned(),
-        instance: "0".to_owned(),
-        stages: Vec::new(),
-        tier: TierPolicy::Degrade { lag_ms_max: BOUND.as_millis() as i64 },
-        models: "unused".into(),
-        onnxruntime: "unused".into(),
-        options: Options::default(),
-        limits: Limits { session_timeout: Duration::from_secs(6), ..Limits::default() },
-    };
     let shutdown = CancellationToken::new();
-    let around = Surroundings {
-        kafka: log.kafka.clone(),
-        contexts: Contexts::in_memory().await.unwrap(),
-        codec: Arc::clone(&log.codec),
-        meter: metrics.meter(),
-        spans: Default::default(),
-        status: Arc::new(Status::default()),
-        shutdown: shutdown.clone(),
-    };
+    let (config, around) = settings(&log, BOUND, metrics.meter(), shutdown.clone()).await;
     let load = || Ok(vec![Box::new(Nothing) as Box<dyn AnyStage>]);
     let role = tokio::spawn(processors::run_stages(config, &["nothing"], load, around));
     let tiers = async |count| {
@@ -90,6 +126,24 @@ async fn a_lag_over_its_bound_gives_the_fast_tier_and_the_full_one_comes_back() 
     assert!(value(&metrics, "undertone_processors_tier_switches_total{tier=\"full\"}") >= Some(1.0));
     shutdown.cancel();
     tokio::time::timeout(PATIENCE, role).await.expect("it ends").unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_does_not_wait_until_a_batch_of_long_texts_is_inferred() {
+    let log = Log::start(1, &[]).await;
+    let long = "word ".repeat(5000);
+    for id in 0..4 {
+        append(&log, &turn("a", &id.to_string(), &long), now()).await;
+    }
+    let (inferred, shutdown) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
+    let meter = Metrics::new().meter();
+    let (config, around) = settings(&log, Duration::from_secs(600), meter, shutdown.clone()).await;
+    let last = Last { inferred: Arc::clone(&inferred), shutdown };
+    let load = move || Ok(vec![Box::new(last) as Box<dyn AnyStage>]);
+    let role = tokio::spawn(processors::run_stages(config, &["last"], load, around));
+    tokio::time::timeout(PATIENCE, role).await.expect("it ends").unwrap().unwrap();
+    assert_eq!(inferred.load(Ordering::SeqCst), 1, "the others are left to whoever comes next");
+    assert!(log.read::<Turn>(TURNS_ENRICHED, 0).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,6 +9,7 @@ use store::log::{Message, Record};
 
 use super::commit::{Commits, UnderWay};
 use super::error::{Interrupted, RunError};
+use super::units::units;
 use super::{KILLS_MAX, Owned, Runner, now};
 use crate::batch::{Admitted, Place, Refused, TierPolicy, admit, rejection};
 use crate::chain::{Conversation, Folded};
@@ -116,7 +117,14 @@ impl Runner {
         }
         self.stop_rejecting(&[commits.faults(), &ahead.faults].concat(), last_fault)?;
         ahead.watch.mark();
-        self.chain.infer_with(&mut turns, |stage| ahead.watch.step("infer", stage))?;
+        for unit in units(&mut turns, |turn| turn.text.len()) {
+            // The turns are read again by whoever has the partitions next; a shutdown does not wait for long texts.
+            if self.shutdown.is_cancelled() {
+                ahead.clear();
+                return Ok(());
+            }
+            self.chain.infer_with(unit, |stage| ahead.watch.step("infer", stage))?;
+        }
         ahead.turns.extend(turns.into_iter().zip(places));
         Ok(())
     }

@@ -52,6 +52,38 @@ impl Setup {
             kafka: None,
         }
     }
+
+    /// What processors run by.
+    pub fn config(&self) -> Config {
+        config(&self.instance, &self.stages, self.limits.clone())
+    }
+}
+
+/// What processors of these stages (none: all of them) run by: the fast tier, and no models.
+pub fn config(instance: &str, stages: &[&str], limits: Limits) -> Config {
+    Config {
+        group: GROUP.to_owned(),
+        instance: instance.to_owned(),
+        stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
+        tier: TierPolicy::Fixed(Tier::Fast),
+        models: "unused".into(),
+        onnxruntime: "unused".into(),
+        options: Options::default(),
+        limits,
+    }
+}
+
+/// What processors work with: this log and these contexts, and nobody who measures them.
+pub fn surroundings(kafka: &Kafka, contexts: &Contexts) -> Surroundings {
+    Surroundings {
+        kafka: kafka.clone(),
+        contexts: contexts.clone(),
+        codec: Arc::new(Codec::embedded()),
+        meter: opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test"),
+        spans: Default::default(),
+        status: Arc::default(),
+        shutdown: CancellationToken::new(),
+    }
 }
 
 /// Processors that run.
@@ -70,27 +102,9 @@ impl Role {
 
     /// Starts them on a log that somebody else keeps.
     pub fn start_on(kafka: &Kafka, contexts: &Contexts, setup: &Setup) -> Role {
-        let config = Config {
-            group: GROUP.to_owned(),
-            instance: setup.instance.clone(),
-            stages: setup.stages.iter().map(|stage| (*stage).to_owned()).collect(),
-            tier: TierPolicy::Fixed(Tier::Fast),
-            models: "unused".into(),
-            onnxruntime: "unused".into(),
-            options: Options::default(),
-            limits: setup.limits.clone(),
-        };
-        let (shutdown, status) = (CancellationToken::new(), Arc::new(Status::default()));
-        let around = Surroundings {
-            kafka: setup.kafka.clone().unwrap_or_else(|| kafka.clone()),
-            contexts: contexts.clone(),
-            codec: Arc::new(Codec::embedded()),
-            meter: opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test"),
-            spans: Default::default(),
-            status: Arc::clone(&status),
-            shutdown: shutdown.clone(),
-        };
-        let hand = setup.hand.clone();
+        let around = surroundings(setup.kafka.as_ref().unwrap_or(kafka), contexts);
+        let (shutdown, status) = (around.shutdown.clone(), Arc::clone(&around.status));
+        let (config, hand) = (setup.config(), setup.hand.clone());
         let task = tokio::spawn(processors::run_stages(config, &toy::ORDER, move || Ok(toy::stages(&hand)), around));
         Role { task, shutdown, status }
     }

@@ -6,16 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use opentelemetry::metrics::{Meter, MeterProvider};
-use processors::{
-    AnyStage, Chain, Config, Failure, KILLS_MAX, Limits, Options, RunError, Stage, Status, Surroundings, TierPolicy,
-};
+use processors::{AnyStage, Chain, Failure, KILLS_MAX, Limits, RunError, Stage};
 use schemas::slice::EmotionSlice;
 use schemas::topic::{REJECTS, TURNS_ENRICHED};
-use schemas::{Reject, Skipped, Tier, Turn};
+use schemas::{Reject, Skipped, Turn};
 use store::context::{Attempt, Contexts};
 use store::log::Admin;
 use store::log::transact::{CommitError, Event, Settings, Transactor};
+use tests::role::{GROUP, config, surroundings};
 use tests::{Log, PATIENCE, turn};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -54,15 +52,10 @@ fn count(turn: &Turn, stage: &str) -> i64 {
 }
 
 const ORDER: [&str; 2] = ["one", "two"];
-const GROUP: &str = "test";
 
 fn stages(fail: &Arc<AtomicBool>) -> Vec<Box<dyn AnyStage>> {
     let stage = |name| Box::new(Count { name, fail: Arc::clone(fail) }) as Box<dyn AnyStage>;
     ORDER.map(stage).into()
-}
-
-fn meter() -> Meter {
-    opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test")
 }
 
 struct Role {
@@ -76,26 +69,10 @@ impl Role {
     }
 
     fn start_as(log: &Log, contexts: &Contexts, stages: &[&str], fail: &Arc<AtomicBool>, instance: &str) -> Role {
-        let config = Config {
-            group: GROUP.to_owned(),
-            instance: instance.to_owned(),
-            stages: stages.iter().map(|stage| (*stage).to_owned()).collect(),
-            tier: TierPolicy::Fixed(Tier::Fast),
-            models: "unused".into(),
-            onnxruntime: "unused".into(),
-            options: Options::default(),
-            limits: Limits { batch_turns_max: 16, session_timeout: Duration::from_secs(6), ..Limits::default() },
-        };
-        let shutdown = CancellationToken::new();
-        let around = Surroundings {
-            kafka: log.kafka.clone(),
-            contexts: contexts.clone(),
-            codec: Arc::clone(&log.codec),
-            meter: meter(),
-            spans: Default::default(),
-            status: Arc::new(Status::default()),
-            shutdown: shutdown.clone(),
-        };
+        let limits = Limits { batch_turns_max: 16, session_timeout: Duration::from_secs(6), ..Limits::default() };
+        let config = config(instance, stages, limits);
+        let around = surroundings(&log.kafka, contexts);
+        let shutdown = around.shutdown.clone();
         let fail = Arc::clone(fail);
         let load = move || -> Result<Vec<Box<dyn AnyStage>>, Failure> {
             Ok(vec![Box::new(Count { name: "one", fail: Arc::clone(&fail) }), Box::new(Count { name: "two", fail })])

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use opentelemetry::metrics::Meter;
-use processors::{AnyStage, Config, Failure, Limits, Options, Stage, Status, Surroundings, TierPolicy};
+use processors::{AnyStage, Config, Failure, Limits, Stage, Surroundings, TierPolicy};
 use schemas::slice::EmotionSlice;
 use schemas::topic::{TURNS_ENRICHED, TURNS_RECEIVED};
 use schemas::{Tier, Turn};
 use store::context::Contexts;
 use store::log::{Admin, Producer, ProducerLimits, Record};
+use tests::role::{config, surroundings};
 use tests::{Log, Nothing, PATIENCE, now, turn};
 use tokio_util::sync::CancellationToken;
 use undertone::retention;
@@ -40,25 +41,11 @@ async fn append(log: &Log, turn: &Turn, timestamp: i64) {
 
 /// Of a processor that takes the fast tier when turns have waited for `bound`.
 async fn settings(log: &Log, bound: Duration, meter: Meter, shutdown: CancellationToken) -> (Config, Surroundings) {
-    let config = Config {
-        group: "test".to_owned(),
-        instance: "0".to_owned(),
-        stages: Vec::new(),
-        tier: TierPolicy::Degrade { lag_ms_max: bound.as_millis() as i64 },
-        models: "unused".into(),
-        onnxruntime: "unused".into(),
-        options: Options::default(),
-        limits: Limits { session_timeout: Duration::from_secs(6), ..Limits::default() },
-    };
-    let around = Surroundings {
-        kafka: log.kafka.clone(),
-        contexts: Contexts::in_memory().await.unwrap(),
-        codec: Arc::clone(&log.codec),
-        meter,
-        spans: Default::default(),
-        status: Arc::new(Status::default()),
-        shutdown,
-    };
+    let limits = Limits { session_timeout: Duration::from_secs(6), ..Limits::default() };
+    let tier = TierPolicy::Degrade { lag_ms_max: bound.as_millis() as i64 };
+    let config = Config { tier, ..config("0", &[], limits) };
+    let contexts = Contexts::in_memory().await.unwrap();
+    let around = Surroundings { meter, shutdown, ..surroundings(&log.kafka, &contexts) };
     (config, around)
 }
 

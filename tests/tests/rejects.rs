@@ -1,15 +1,14 @@
 //! Inputs at fault on a real log: driven in again once, whatever interrupts it, and never for ever; and a role that stops
 //! before it drains a topic into them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry::metrics::MeterProvider;
-use processors::{AnyStage, Config, Limits, Options, RejectsBound, RunError, Status, Surroundings, TierPolicy};
+use processors::{AnyStage, Limits, RejectsBound, RunError};
 use schemas::topic::{REDRIVES, REJECTS, TURNS_ENRICHED, TURNS_RECEIVED};
-use schemas::{Redrive, Reject, Tier, Turn, reject};
+use schemas::{Redrive, Reject, Turn, reject};
 use store::context::Contexts;
 use store::log::{Admin, Message, Producer, ProducerLimits, Record};
+use tests::role::{config, surroundings};
 use tests::{Log, Nothing, PATIENCE, now, turn};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -242,28 +241,10 @@ impl Role {
     fn start(log: &Log, contexts: &Contexts, rejects: RejectsBound) -> Role {
         let limits =
             Limits { batch_turns_max: 4, session_timeout: Duration::from_secs(6), rejects, ..Limits::default() };
-        let config = Config {
-            group: "test".to_owned(),
-            instance: "0".to_owned(),
-            stages: Vec::new(),
-            tier: TierPolicy::Fixed(Tier::Fast),
-            models: "unused".into(),
-            onnxruntime: "unused".into(),
-            options: Options::default(),
-            limits,
-        };
-        let shutdown = CancellationToken::new();
-        let around = Surroundings {
-            kafka: log.kafka.clone(),
-            contexts: contexts.clone(),
-            codec: Arc::clone(&log.codec),
-            meter: opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test"),
-            spans: Default::default(),
-            status: Arc::new(Status::default()),
-            shutdown: shutdown.clone(),
-        };
+        let around = surroundings(&log.kafka, contexts);
+        let shutdown = around.shutdown.clone();
         let load = || Ok(vec![Box::new(Nothing) as Box<dyn AnyStage>]);
-        let task = tokio::spawn(processors::run_stages(config, &["nothing"], load, around));
+        let task = tokio::spawn(processors::run_stages(config("0", &[], limits), &["nothing"], load, around));
         Role { task, shutdown }
     }
 

@@ -2,19 +2,16 @@
 //! was interrupted goes on without doubling.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use opentelemetry::metrics::MeterProvider as _;
 use processors::replay::{self, Extent, Range};
-use processors::{Config, Options, Replay, RunError, Surroundings, TierPolicy};
+use processors::{Replay, RunError};
 use schemas::topic::{TURNS_ENRICHED, TURNS_RECEIVED};
 use schemas::{Tier, Turn};
 use store::context::Contexts;
 use store::log::{Admin, TopicSpec};
-use tests::role::{Role, Setup, outcome};
+use tests::role::{Role, Setup, outcome, surroundings};
 use tests::toy::{self, ORDER, folded};
 use tests::{Log, PATIENCE, turn};
-use tokio_util::sync::CancellationToken;
 
 const PARTITIONS: i32 = 2;
 const ROUNDS: usize = 8;
@@ -64,26 +61,8 @@ async fn planned(log: &Log, name: &str) -> Replay {
 
 /// Runs it until its group has come to the ends, or it fails.
 async fn run(log: &Log, contexts: &Contexts, replay: &Replay, setup: &Setup) -> Result<(), RunError> {
-    let config = Config {
-        group: "unused".to_owned(),
-        instance: setup.instance.clone(),
-        stages: setup.stages.iter().map(|stage| (*stage).to_owned()).collect(),
-        tier: TierPolicy::Fixed(Tier::Fast),
-        models: "unused".into(),
-        onnxruntime: "unused".into(),
-        options: Options::default(),
-        limits: setup.limits.clone(),
-    };
-    let shutdown = CancellationToken::new();
-    let around = Surroundings {
-        kafka: log.kafka.clone(),
-        contexts: contexts.clone(),
-        codec: Arc::clone(&log.codec),
-        meter: opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test"),
-        spans: Default::default(),
-        status: Arc::default(),
-        shutdown: shutdown.clone(),
-    };
+    let around = surroundings(&log.kafka, contexts);
+    let shutdown = around.shutdown.clone();
     let hand = setup.hand.clone();
     let load = move || Ok(toy::stages(&hand));
     let group = processors::group(&replay::group(&replay.name), setup.stages.first().unwrap_or(&ORDER[0]));
@@ -93,7 +72,7 @@ async fn run(log: &Log, contexts: &Contexts, replay: &Replay, setup: &Setup) -> 
         while received.before(&admin.committed(&group, TURNS_RECEIVED).await.unwrap()) < received.len() {}
         shutdown.cancel();
     };
-    let work = processors::run_replay_stages(config, replay.clone(), &ORDER, load, around);
+    let work = processors::run_replay_stages(setup.config(), replay.clone(), &ORDER, load, around);
     let (result, ()) = tokio::time::timeout(PATIENCE, async {
         let mut work = std::pin::pin!(work);
         tokio::select! {

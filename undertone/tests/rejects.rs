@@ -1,9 +1,11 @@
-//! `undertone rejects` as operators type it: the real command line beside a running pipeline.
+//! `undertone rejects` as operators type it: the real command line beside a running pipeline. On the embedded broker, and
+//! on the Apache Kafka that `UNDERTONE_TEST_KAFKA` names, but for what is in `embedded`.
 
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use tests::Server;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use undertone::config::{Bot, Config};
 use undertone::up::{self, Running};
@@ -44,8 +46,13 @@ async fn post(running: &Running, body: &str) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_at_fault_is_listed_shown_and_driven_in_again_until_the_bound() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = Config::at(dir.path());
+    let server = Server::for_program().await;
+    let mut config = Config::at(server.folder());
+    if let Some(bootstrap) = server.apache() {
+        config.kafka.bootstrap = bootstrap.to_owned();
+        config.context.only_machine = true;
+        config.kafka.partitions = tests::APACHE_PARTITIONS;
+    }
     config.telegram.bots.insert("helper".to_owned(), Bot { webhook_secret: "s3cret".to_owned().into() });
     let running = up::start(config, &[]).await.unwrap_or_else(|error| panic!("start: {error:#}"));
     assert_eq!(rejects(&running, "list").0, Some(0));
@@ -79,17 +86,22 @@ async fn an_update_at_fault_is_listed_shown_and_driven_in_again_until_the_bound(
     assert!(running.stop().await.drained);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_done_is_said_with_the_mend() {
-    let dir = tempfile::tempdir().unwrap();
-    let running = up::start(Config::at(dir.path()), &[up::Role::Broker]).await.unwrap();
-    for (arguments, mend) in [
-        ("show 9:9", "undertone rejects list"),
-        ("show nothing", "PARTITION:OFFSET"),
-        ("list --since soon", "RFC 3339"),
-    ] {
-        let (code, said) = rejects(&running, arguments);
-        assert!(code != Some(0) && said.contains(mend), "{arguments}: {said}");
+/// What concerns the embedded broker alone.
+mod embedded {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_cannot_be_done_is_said_with_the_mend() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = up::start(Config::at(dir.path()), &[up::Role::Broker]).await.unwrap();
+        for (arguments, mend) in [
+            ("show 9:9", "undertone rejects list"),
+            ("show nothing", "PARTITION:OFFSET"),
+            ("list --since soon", "RFC 3339"),
+        ] {
+            let (code, said) = rejects(&running, arguments);
+            assert!(code != Some(0) && said.contains(mend), "{arguments}: {said}");
+        }
+        assert!(running.stop().await.drained);
     }
-    assert!(running.stop().await.drained);
 }

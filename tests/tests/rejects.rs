@@ -230,6 +230,11 @@ async fn conditions_choose_and_a_dry_run_writes_nothing() {
         }
     }
     assert_eq!(open, [(ATTEMPTS_MAX, "unknown_kind".to_owned())]);
+
+    let nowhere = Selection { which: vec!["1:99".parse().unwrap()], stages: vec!["intake".to_owned()], ..all.clone() };
+    let told = redrive(&log, &nowhere, true).await.not_found;
+    assert_eq!(told[0], "there is no reject 1:99; `undertone rejects list --redriven` shows all");
+    assert_eq!(told[1], "no reject has the stage \"intake\"; there are: ingest, processors");
 }
 
 struct Role {

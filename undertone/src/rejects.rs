@@ -15,7 +15,7 @@ use schemas::topic::{REDRIVES, REJECTS};
 use schemas::{Codec, Payload, Redrive, Reject};
 use store::log::{Admin, From, Kafka, Message, Place, Tail};
 
-pub use select::{Selection, Which, moment};
+pub use select::{Seen, Selection, Which, moment};
 
 /// Longest silence of the brokers before the reading is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
@@ -42,6 +42,8 @@ pub struct Reader<'a> {
     records: Records,
     /// Records in the topic that are no rejects, so far.
     pub unreadable: u64,
+    /// What the rejects so far say of themselves.
+    pub seen: Seen,
 }
 
 impl<'a> Reader<'a> {
@@ -59,7 +61,7 @@ impl<'a> Reader<'a> {
             }
         }
         let records = Records::open(kafka, REJECTS).await.context("open the rejects")?;
-        Ok(Reader { codec, notes, records, unreadable: 0 })
+        Ok(Reader { codec, notes, records, unreadable: 0, seen: Seen::default() })
     }
 
     /// The next reject; `None` at the end that the topic had when it was opened.
@@ -75,7 +77,9 @@ impl<'a> Reader<'a> {
             };
             let speaks_of_it = |note: &&Redrive| note.id == reject.id && note.rejected_at == reject.at;
             let redriven = self.notes.get(&place).filter(speaks_of_it).cloned();
-            return Ok(Some(Found { place, headers: message.headers, reject, redriven }));
+            let found = Found { place, headers: message.headers, reject, redriven };
+            self.seen.note(&found);
+            return Ok(Some(found));
         }
         Ok(None)
     }

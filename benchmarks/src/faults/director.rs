@@ -83,7 +83,7 @@ impl Director {
             self.fault(step.fault).await.with_context(|| format!("fault {:?}", step.fault))?;
             let (at, turns) = (self.fleet.elapsed().as_secs_f64(), *self.enriched.borrow());
             let kills: u64 = self.counts.kills.values().sum();
-            tell(&format!("{at:6.1} s  {kills} of {} kills, {turns} turns: {:?}", self.kills, step.fault));
+            tell(&format!("{at:6.1} s  {kills} kills of at least {}, {turns} turns: {:?}", self.kills, step.fault));
             for ended in self.fleet.ended.get(ended..).unwrap_or_default() {
                 tell(&format!("          {} ended by itself: {}", ended.name, ended.reason));
             }

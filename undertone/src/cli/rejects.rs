@@ -3,6 +3,8 @@
 mod show;
 
 use std::collections::VecDeque;
+use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -36,8 +38,8 @@ pub(super) enum RejectsCommand {
         #[arg(long)]
         redriven: bool,
         /// The newest so many.
-        #[arg(long, default_value_t = 50, value_name = "N")]
-        limit: usize,
+        #[arg(long, default_value = "50", value_name = "N")]
+        limit: NonZeroUsize,
         /// One JSON object a reject, rather than a table.
         #[arg(long)]
         json: bool,
@@ -62,7 +64,7 @@ pub(super) enum RejectsCommand {
         filter: Filter,
         /// The oldest so many.
         #[arg(long, value_name = "N")]
-        limit: Option<usize>,
+        limit: Option<NonZeroUsize>,
         /// Refuse what has been tried this often; without it, [rejects] attempts_max.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
         attempts_max: Option<i32>,
@@ -103,14 +105,23 @@ impl Filter {
         let moment = |text: &Option<String>| {
             text.as_deref().map(|text| moment(text, now)).transpose().map_err(anyhow::Error::msg)
         };
+        let (since, until) = (moment(&self.since)?, moment(&self.until)?);
+        if let (Some(since), Some(until)) = (since, until) {
+            anyhow::ensure!(
+                since < until,
+                "nothing is at or after {} (--since) and before {} (--until): exchange them",
+                rfc3339(since),
+                rfc3339(until)
+            );
+        }
         Ok(Selection {
             which,
             reasons: self.reason.clone(),
             stages: self.stage.clone(),
             topics: self.topic.clone(),
             sources: self.source.clone(),
-            since: moment(&self.since)?,
-            until: moment(&self.until)?,
+            since,
+            until,
         })
     }
 }
@@ -123,12 +134,12 @@ pub(super) fn rejects(config: &Config, command: RejectsCommand) -> anyhow::Resul
         match command {
             RejectsCommand::List { filter, redriven, limit, json } => {
                 let selection = filter.selection(Vec::new(), now)?;
-                list(&kafka, &codec, &selection, redriven, limit, json).await
+                list(&kafka, &codec, &selection, redriven, limit.get(), json).await
             }
             RejectsCommand::Show { which, raw, json } => show::show(&kafka, &codec, which, raw, json).await,
             RejectsCommand::Redrive { which, filter, limit, attempts_max, dry_run, json } => {
                 let selection = filter.selection(which, now)?;
-                let bounds = bounds(config, limit, attempts_max);
+                let bounds = bounds(config, limit.map(NonZeroUsize::get), attempts_max);
                 if !dry_run {
                     create_topics(config, &kafka).await?;
                 }
@@ -193,6 +204,9 @@ async fn list(
         if kept.len() > limit {
             kept.pop_front();
         }
+    }
+    for unknown in selection.unknown(&reader.seen) {
+        let _ = writeln!(std::io::stderr(), "{unknown}");
     }
     if json {
         let lines: String = kept.iter().map(|found| format!("{}\n", summary(found))).collect();
@@ -284,9 +298,11 @@ async fn redrive(run: Run<'_>, json: bool) -> anyhow::Result<ExitCode> {
         if dry_run {
             value["items"] = items.into();
         }
-        return say(&value.to_string());
+        say(&value.to_string())?;
+    } else {
+        say(&told_of(&report))?;
     }
-    say(&told_of(&report))
+    Ok(if report.not_found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn item(taken: &Taken) -> Value {
@@ -321,6 +337,9 @@ fn told_of(report: &Report) -> String {
         text += &format!("; {redriven_before} had been driven in before");
     }
     text += "\n";
+    for not_found in &report.not_found {
+        text += &format!("{not_found}\n");
+    }
     if !report.dry_run {
         for refusal in &report.refusals {
             text += &format!("{:<10} stays: {}\n", format!("{}:{}", refusal.partition, refusal.offset), refusal.why);

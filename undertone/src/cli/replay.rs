@@ -3,6 +3,7 @@
 
 mod plan;
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -91,13 +92,16 @@ fn place(text: &str) -> Result<(i32, i64), String> {
 
 impl Options {
     fn request(&self) -> anyhow::Result<Request> {
+        if let (Some(from), Some(until)) = (self.from, self.until) {
+            anyhow::ensure!(from < until, "nothing is at or after --from and before --until: exchange them");
+        }
         let absolute = |dir: &PathBuf| std::path::absolute(dir).with_context(|| format!("find {}", dir.display()));
         Ok(Request {
             range: Range {
                 from_ms: self.from,
                 until_ms: self.until,
-                from: self.from_offsets.iter().copied().collect(),
-                until: self.until_offsets.iter().copied().collect(),
+                from: by_partition("--from-offsets", &self.from_offsets)?,
+                until: by_partition("--until-offsets", &self.until_offsets)?,
                 partitions: self.partitions.clone(),
             },
             tier: self.tier.map(Tier::from),
@@ -105,6 +109,15 @@ impl Options {
             stages: self.stages.clone(),
         })
     }
+}
+
+fn by_partition(option: &str, places: &[(i32, i64)]) -> anyhow::Result<BTreeMap<i32, i64>> {
+    let mut offsets = BTreeMap::new();
+    for &(partition, offset) in places {
+        let other = offsets.insert(partition, offset);
+        anyhow::ensure!(other.is_none(), "{option} names partition {partition} twice: give one offset for it");
+    }
+    Ok(offsets)
 }
 
 /// Where a replay keeps its plan and contexts.
@@ -159,7 +172,8 @@ async fn replay_on(
 ) -> anyhow::Result<ExitCode> {
     let admin = Admin::connect(kafka).context("connect to the log (settings: [kafka])")?;
     let (folder, topic) = (folder(config, &options.name), replay::topic(&options.name));
-    let (plan, begun) = Plan::find(&admin, &folder, &options.name, request).await?;
+    let live = processors::group(&config.processors.group, processors::stages::ORDER[0]);
+    let (plan, begun) = Plan::find(&admin, &folder, &options.name, &live, request).await?;
     if options.dry_run {
         return say(&told(options, &plan, &folder, begun)?);
     }
@@ -186,12 +200,16 @@ async fn replay_on(
         let contexts = folder.join("contexts.sqlite");
         let done = json!({
             "name": options.name, "topic": topic, "group": replay::group(&options.name), "contexts": contexts,
-            "turns": turns, "finished": finished,
+            "turns": turns, "finished": finished, "not_yet_enriched": plan.not_yet_enriched,
         });
         say(&done.to_string())?;
     } else {
         let state = if finished { "done" } else { "stopped; the same command goes on from here" };
         say(&format!("{}: {state}, {turns} turns written to {topic} by this run\n", options.name))?;
+        if plan.not_yet_enriched > 0 {
+            let left_out = plan.not_yet_enriched;
+            say(&format!("left out: {left_out} records that were not enriched yet when the replay was planned\n"))?;
+        }
     }
     Ok(if finished { ExitCode::SUCCESS } else { ExitCode::from(STOPPED) })
 }
@@ -210,9 +228,11 @@ fn told(options: &Options, plan: &Plan, folder: &Path, begun: bool) -> anyhow::R
     let all = |names: &[String]| if names.is_empty() { "all".to_owned() } else { names.join(", ") };
     let partitions: Vec<String> = plan.request.range.partitions.iter().map(ToString::to_string).collect();
     Ok(format!(
-        "{}\n  reads       at most {records} records of {TURNS_RECEIVED}\n  partitions  {}\n  stages      {}\n  \
+        "{}\n  reads       at most {records} records of {TURNS_RECEIVED}\n  leaves out  \
+         {} records that are not enriched yet\n  partitions  {}\n  stages      {}\n  \
          tier        {}\n  writes      {topic}\n  group       {group}\n  contexts    {}\n",
         if begun { "would go on with what was begun" } else { "would begin" },
+        plan.not_yet_enriched,
         all(&partitions),
         all(&plan.request.stages),
         plan.request.tier.map_or("as each turn had", Tier::name),
@@ -303,6 +323,13 @@ fn turns_of(metrics: &telemetry::Metrics) -> anyhow::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_partition_has_one_bound() {
+        assert_eq!(by_partition("--from-offsets", &[(0, 5), (1, 7)]).unwrap(), [(0, 5), (1, 7)].into());
+        let error = by_partition("--from-offsets", &[(0, 5), (0, 7)]).unwrap_err().to_string();
+        assert_eq!(error, "--from-offsets names partition 0 twice: give one offset for it");
+    }
 
     #[test]
     fn places_and_times_are_read_and_nonsense_is_refused() {

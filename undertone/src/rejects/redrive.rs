@@ -91,6 +91,8 @@ pub struct Report {
     pub redriven_before: u64,
     /// Records in the topic of rejects that are none.
     pub unreadable: u64,
+    /// What was asked for and is not there: a sentence each.
+    pub not_found: Vec<String>,
 }
 
 /// A reject that stays where it is, and why.
@@ -136,8 +138,16 @@ impl Run<'_> {
         let mut reader = Reader::open(self.kafka, self.codec).await?;
         let mut report = Report { dry_run: self.dry_run, ..Report::default() };
         let mut batch = Batch::default();
+        let mut unmet = self.selection.which.clone();
         while report.redriven < self.bounds.limit as u64 {
-            let Some(found) = reader.next().await? else { break };
+            let Some(found) = reader.next().await? else {
+                let nowhere =
+                    |which| format!("there is no reject {which}; `undertone rejects list --redriven` shows all");
+                report.not_found = unmet.into_iter().map(nowhere).collect();
+                report.not_found.extend(self.selection.unknown(&reader.seen));
+                break;
+            };
+            unmet.retain(|which| !which.names(&found));
             if !self.selection.takes(&found) {
                 continue;
             }

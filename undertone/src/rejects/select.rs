@@ -1,5 +1,7 @@
 //! Which rejects are meant. Pure.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::str::FromStr;
 
 use schemas::time;
@@ -46,24 +48,82 @@ impl FromStr for Which {
         let place = text.split_once(':').and_then(|(partition, offset)| {
             Some(Place { partition: partition.parse().ok()?, offset: offset.parse().ok()? })
         });
-        place.map(Which::At).ok_or_else(|| {
+        let counted = place.filter(|place| place.partition >= 0 && place.offset >= 0);
+        counted.map(Which::At).ok_or_else(|| {
             "give PARTITION:OFFSET as `undertone rejects list` shows it, such as 3:17, or an id".to_owned()
         })
     }
 }
 
+impl fmt::Display for Which {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Which::At(place) => write!(f, "{}:{}", place.partition, place.offset),
+            Which::Id(id) => id.fmt(f),
+        }
+    }
+}
+
+impl Which {
+    /// Whether this is the reject that is named.
+    pub fn names(&self, found: &Found) -> bool {
+        match self {
+            Which::At(place) => *place == found.place,
+            Which::Id(id) => *id == found.reject.id,
+        }
+    }
+}
+
+/// What the rejects say of themselves that were read: tells a word that nothing has from one that nothing has now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    reasons: BTreeSet<String>,
+    stages: BTreeSet<String>,
+    topics: BTreeSet<String>,
+    sources: BTreeSet<String>,
+}
+
+impl Seen {
+    /// Takes in one of them.
+    pub(super) fn note(&mut self, found: &Found) {
+        let reject = &found.reject;
+        let note = |seen: &mut BTreeSet<String>, word: Option<&String>| {
+            if let Some(word) = word.filter(|word| !seen.contains(*word)) {
+                seen.insert(word.clone());
+            }
+        };
+        note(&mut self.reasons, Some(&reject.reason));
+        note(&mut self.stages, Some(&reject.stage));
+        note(&mut self.topics, reject.topic.as_ref());
+        note(&mut self.sources, reject.source.as_ref());
+    }
+}
+
 impl Selection {
+    /// A sentence for each word of the conditions that no reject has, with those that there are.
+    pub fn unknown(&self, seen: &Seen) -> Vec<String> {
+        let conditions = [
+            ("reason", &self.reasons, &seen.reasons),
+            ("stage", &self.stages, &seen.stages),
+            ("topic", &self.topics, &seen.topics),
+            ("source", &self.sources, &seen.sources),
+        ];
+        let told = |(what, wanted, seen): (&str, &Vec<String>, &BTreeSet<String>)| {
+            let all: Vec<&str> = seen.iter().map(String::as_str).collect();
+            let there = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
+            let missing = wanted.iter().filter(|word| !seen.contains(*word));
+            missing.map(|word| format!("no reject has the {what} {word:?}; there are: {there}")).collect::<Vec<_>>()
+        };
+        conditions.into_iter().flat_map(told).collect()
+    }
+
     /// Whether this reject is meant.
     pub fn takes(&self, found: &Found) -> bool {
         let reject = &found.reject;
         let one_of = |wanted: &[String], have: Option<&str>| {
             wanted.is_empty() || have.is_some_and(|have| wanted.iter().any(|wanted| wanted == have))
         };
-        let named = |which: &Which| match which {
-            Which::At(place) => *place == found.place,
-            Which::Id(id) => *id == reject.id,
-        };
-        (self.which.is_empty() || self.which.iter().any(named))
+        (self.which.is_empty() || self.which.iter().any(|which| which.names(found)))
             && one_of(&self.reasons, Some(&reject.reason))
             && one_of(&self.stages, Some(&reject.stage))
             && one_of(&self.topics, reject.topic.as_deref())
@@ -128,7 +188,30 @@ pub(super) mod tests {
         ] {
             assert_eq!(selection.takes(&found), takes, "{selection:?}");
         }
-        assert!("17".parse::<Which>().is_err());
+        for wrong in ["17", "3:", ":17", "-1:17", "3:-17", "3:17:1"] {
+            assert!(wrong.parse::<Which>().is_err(), "{wrong}");
+        }
+        assert_eq!("3:17".parse::<Which>().unwrap().to_string(), "3:17");
+    }
+
+    #[test]
+    fn a_word_that_no_reject_has_is_told_with_those_that_there_are() {
+        let mut seen = Seen::default();
+        let selection = Selection {
+            reasons: vec!["unknwon_kind".to_owned(), "unknown_kind".to_owned()],
+            topics: vec!["undertone.turns.received.v1".to_owned()],
+            ..Selection::default()
+        };
+        assert_eq!(selection.unknown(&seen).len(), 3, "nothing was rejected yet");
+        seen.note(&found());
+        assert_eq!(
+            selection.unknown(&seen),
+            [
+                "no reject has the reason \"unknwon_kind\"; there are: unknown_kind",
+                "no reject has the topic \"undertone.turns.received.v1\"; there are: none",
+            ]
+        );
+        assert!(Selection::default().unknown(&seen).is_empty());
     }
 
     #[test]

@@ -19,7 +19,9 @@ const LAG_FULL_SECONDS: f64 = 10.0;
 pub fn draw(frame: &mut Frame<'_>, view: &View) {
     let [head, body, foot] =
         Layout::vertical([Constraint::Length(1), Constraint::Min(1), Constraint::Length(1)]).areas(frame.area());
-    let total: f64 = view.processes.iter().filter(|process| process.state != "down").map(enriched).sum();
+    // Folded, because the standard library's sum of nothing is a negative zero.
+    let total: f64 =
+        view.processes.iter().filter(|process| process.state != "down").map(enriched).fold(0.0, |sum, rate| sum + rate);
     let title =
         vec!["Undertone ".bold(), format!("{} processes · {total:.1} turns/s enriched", view.processes.len()).into()];
     frame.render_widget(Paragraph::new(Line::from(title)), head);
@@ -32,7 +34,7 @@ pub fn draw(frame: &mut Frame<'_>, view: &View) {
 
 fn enriched(process: &Process) -> f64 {
     let rates = process.known.iter().flat_map(|known| &known.turns_per_s);
-    rates.filter(|rate| rate.step == "processors").map(|rate| rate.per_s).sum()
+    rates.filter(|rate| rate.step == "processors").fold(0.0, |sum, rate| sum + rate.per_s)
 }
 
 fn panel(frame: &mut Frame<'_>, area: Rect, process: &Process) {
@@ -122,7 +124,7 @@ mod tests {
         for wanted in [
             "2 processes · 250.0 turns/s",
             "http://one ready",
-            "p99 9.9 ms",
+            "p99     9.9 ms",
             "tier fast",
             "12     3.5 s ██",
             "memory 100 MiB",

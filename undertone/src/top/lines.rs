@@ -39,7 +39,12 @@ fn body(known: &Known) -> Vec<String> {
     }
     for latency in &known.latencies {
         let ms = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |ms| format!("{ms:.1}"));
-        lines.push(format!("  {:<17} p50 {} ms  p99 {} ms", latency.what, ms(latency.p50_ms), ms(latency.p99_ms)));
+        lines.push(format!(
+            "  {:<17} p50 {:>7} ms  p99 {:>7} ms",
+            latency.what,
+            ms(latency.p50_ms),
+            ms(latency.p99_ms)
+        ));
     }
     for lag in &known.lag {
         let all: i64 = lag.partitions.iter().map(|part| part.messages).sum();
@@ -69,7 +74,7 @@ mod tests {
         view.apply(vec![Ok(scrape(begun + Duration::from_secs(1), 1, 250)), Err("refused \u{1b}[2J".to_owned())]);
         let wanted = "http://one ready  instance 0  roles processors history\n\
                       \x20 turns/s  processors 250.0\n\
-                      \x20 intake to commit  p50 5.0 ms  p99 9.9 ms\n\
+                      \x20 intake to commit  p50     5.0 ms  p99     9.9 ms\n\
                       \x20 lag processors    12  1:12 (3.5 s)\n\
                       \x20 tier fast  rejects 2  aborts 0  memory 100 MiB\n\
                       http://other down\n\

@@ -29,19 +29,25 @@ pub(super) struct Plan {
     pub(super) enriched: Extent,
     /// Partitions of the topic that is written.
     pub(super) partitions: i32,
+    /// Records of `received` that the live processors had not committed yet: left out, because only what was enriched is
+    /// run once more.
+    #[serde(default)]
+    pub(super) not_yet_enriched: i64,
 }
 
 impl Plan {
-    /// The plan that was written down in `folder`, or a new one for `request`; and whether it was written down.
+    /// The plan that was written down in `folder`, or a new one for `request`; and whether it was written down. `live` is
+    /// the consumer group of the live processors that read `turns.received`.
     pub(super) async fn find(
         admin: &Admin,
         folder: &Path,
         name: &str,
+        live: &str,
         request: Request,
     ) -> anyhow::Result<(Plan, bool)> {
         let path = folder.join(FILE);
         if !path.exists() {
-            return Ok((Plan::new(admin, folder, name, request).await?, false));
+            return Ok((Plan::new(admin, folder, name, live, request).await?, false));
         }
         let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let plan: Plan = serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
@@ -53,7 +59,7 @@ impl Plan {
         Ok((plan, true))
     }
 
-    async fn new(admin: &Admin, folder: &Path, name: &str, request: Request) -> anyhow::Result<Plan> {
+    async fn new(admin: &Admin, folder: &Path, name: &str, live: &str, request: Request) -> anyhow::Result<Plan> {
         let topics = admin.topics().await.context("list the topics")?;
         let exists = |name: &str| topics.iter().any(|topic| topic.name == name);
         for needed in [TURNS_RECEIVED, TURNS_ENRICHED] {
@@ -72,8 +78,11 @@ impl Plan {
             folder.display()
         );
         let (received, partitions) = received(admin, &request.range).await?;
+        // Asked before where the enriched turns end: what is committed until here is among them.
+        let committed = admin.committed(live, TURNS_RECEIVED).await.context("ask how far the live processors are")?;
+        let not_yet_enriched = received.len() - received.before(&committed);
         let enriched = extent(admin, TURNS_ENRICHED, &request.range).await?;
-        Ok(Plan { request, received, enriched, partitions })
+        Ok(Plan { request, received, enriched, partitions, not_yet_enriched })
     }
 
     /// Writes it down, whole or not at all.

@@ -5,6 +5,8 @@
 //! while the sync of the last one is under way. Memory for requests is taken from a common budget, in proportion to what
 //! has really arrived: a length that was only announced holds nothing.
 
+mod places;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use self::places::{Place, Places};
 use crate::node::{Node, PERMIT_BYTES};
 use crate::requests;
 use crate::sync::Ticket;
@@ -61,6 +64,8 @@ pub(crate) enum Closed {
     Size(i64),
     #[error("no bytes for too long")]
     Silent,
+    #[error("others need the connection, and this one asked for nothing")]
+    MadeRoom,
     #[error("a request that took too long to arrive")]
     Slow,
     #[error("no memory for requests for too long")]
@@ -72,11 +77,13 @@ pub(crate) enum Closed {
 /// Accepts until the broker closes, then waits for requests that are being served.
 pub(crate) async fn serve(listener: TcpListener, node: Arc<Node>) {
     let mut connections = JoinSet::new();
+    let mut places = Places::default();
     let mut refusing = false;
     loop {
         let accepted = tokio::select! {
             () = node.closing.cancelled() => break,
-            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+            Some(ended) = connections.join_next_with_id(), if !connections.is_empty() => {
+                places.free(ended.as_ref().map_or_else(|error| error.id(), |(task, ())| *task));
                 if let Err(error) = ended && error.is_panic() {
                     tracing::error!(%error, "serving a connection panicked");
                 }
@@ -85,20 +92,25 @@ pub(crate) async fn serve(listener: TcpListener, node: Arc<Node>) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) if connections.len() >= node.config.connections_max => {
+            Ok((stream, peer))
+                if places.len() >= node.config.connections_max
+                    && !places.make_room(node.config.connection_makes_room_after) =>
+            {
                 if !std::mem::replace(&mut refusing, true) {
-                    tracing::warn!(%peer, connections = connections.len(), "too many connections, closing the newest");
+                    tracing::warn!(%peer, connections = places.len(), "too many connections, closing the newest");
                 }
                 drop(stream);
             }
             Ok((stream, peer)) => {
                 refusing = false;
-                let node = node.clone();
-                connections.spawn(async move {
-                    if let Err(closed) = connection(stream, node).await {
+                let (node, place) = (node.clone(), Place::new());
+                let held = place.clone();
+                let serving = connections.spawn(async move {
+                    if let Err(closed) = connection(stream, node, &held).await {
                         tracing::debug!(%peer, reason = %closed, "connection closed");
                     }
                 });
+                places.take(serving.id(), place);
             }
             Err(error) => {
                 tracing::warn!(%error, "accept a connection");
@@ -113,17 +125,17 @@ pub(crate) async fn serve(listener: TcpListener, node: Arc<Node>) {
     }
 }
 
-async fn connection(stream: TcpStream, node: Arc<Node>) -> Result<(), Closed> {
+async fn connection(stream: TcpStream, node: Arc<Node>, place: &Place) -> Result<(), Closed> {
     stream.set_nodelay(true)?;
     let (reader, writer) = stream.into_split();
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, reader);
     if !node.syncer.acknowledges() {
-        return serve_requests(&mut reader, &node, Answers::Now(writer)).await;
+        return serve_requests(&mut reader, &node, place, Answers::Now(writer)).await;
     }
     let (answers, queue) = mpsc::channel(ANSWERS_MAX);
     let mut sender = tokio::spawn(send(writer, queue));
     let served = tokio::select! {
-        served = serve_requests(&mut reader, &node, Answers::Queued(answers)) => served,
+        served = serve_requests(&mut reader, &node, place, Answers::Queued(answers)) => served,
         // The client is gone, or takes nothing; what is being served has no one to go to.
         _ = &mut sender => return Ok(()),
     };
@@ -152,16 +164,20 @@ impl Answers {
 async fn serve_requests(
     reader: &mut BufReader<OwnedReadHalf>,
     node: &Arc<Node>,
+    place: &Place,
     mut answers: Answers,
 ) -> Result<(), Closed> {
     loop {
+        place.silent();
         let (request, _memory) = tokio::select! {
             () = node.closing.cancelled() => return Ok(()),
+            () = place.left() => return Err(Closed::MadeRoom),
             request = read_request(reader, node) => match request? {
                 Some(request) => request,
                 None => return Ok(()),
             },
         };
+        place.serving();
         // Boxed, because the largest of the handlers would make every connection's task as large.
         let answer = Box::pin(requests::serve(node, request)).await?;
         if let Some(answer) = answer

@@ -86,8 +86,10 @@ pub struct Config {
     pub worker_threads: usize,
     /// Threads for what may have to wait for the disk.
     pub io_threads: usize,
-    /// Connections beyond these are closed at once.
+    /// Connections beyond these are closed at once, or take the place of a silent one.
     pub connections_max: usize,
+    /// When all connections are taken, one without a request for this long makes room, the longest silent first.
+    pub connection_makes_room_after: Duration,
     /// A connection without a request for this long is closed.
     pub connection_idle: Duration,
     /// A connection that takes longer than this from the first byte of a request to the last is closed.
@@ -151,6 +153,7 @@ impl Config {
             worker_threads: 4,
             io_threads: 4,
             connections_max: 1000,
+            connection_makes_room_after: Duration::from_secs(10),
             connection_idle: Duration::from_secs(600),
             request_within: Duration::from_secs(60),
             request_bytes_max: 32 << 20,

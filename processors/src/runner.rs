@@ -278,12 +278,35 @@ impl Runner {
         }
         let is_under_way = commits.is_under_way();
         if !is_under_way && ahead.messages() > 0 {
-            return Ok(Next::Ready);
+            let rest = transactor.rest();
+            if rest.is_zero() {
+                return Ok(Next::Ready);
+            }
+            return self.use_rest(transactor, owned, ahead, rest);
         }
         let wait = if is_under_way { Duration::ZERO } else { POLL_WAIT };
         match self.collect(transactor, owned, ahead, wait)? {
             Next::Nothing if is_under_way => {
                 Ok(if commits.ends_within(LOOK_AGAIN)? { Next::Settled } else { Next::Waiting })
+            }
+            next => Ok(next),
+        }
+    }
+
+    /// The brokers would refuse a batch that begins now: what comes meanwhile joins it.
+    fn use_rest(
+        &self,
+        transactor: &mut Transactor,
+        owned: &BTreeMap<i32, Owned>,
+        ahead: &Ahead,
+        rest: Duration,
+    ) -> Result<Next, RunError> {
+        let begun = Instant::now();
+        match self.collect(transactor, owned, ahead, rest)? {
+            Next::Nothing => {
+                // A full batch takes no more.
+                std::thread::sleep(rest.saturating_sub(begun.elapsed()));
+                Ok(Next::Waiting)
             }
             next => Ok(next),
         }

@@ -12,12 +12,13 @@
 //! Blocking: it lives on a thread of its own; a transaction that has begun may be ended on another one meanwhile.
 
 mod deliveries;
+mod marking;
 mod rebalances;
 mod writer;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
@@ -25,6 +26,7 @@ use rdkafka::producer::{Producer as _, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use self::deliveries::{Deliveries, Outstanding};
+use self::marking::{Marking, RETRY_BACKOFF};
 use self::rebalances::{Change, Rebalances};
 use self::writer::Writer;
 pub use self::writer::{Begun, Outgoing, Prepared};
@@ -144,8 +146,7 @@ impl Transactor {
             .set("partitioner", "murmur2_random")
             .set("compression.codec", "lz4")
             .set("linger.ms", "0")
-            // Apache Kafka marks a transaction's records after it answered, and until then refuses the next one's offsets.
-            .set("retry.backoff.ms", "10")
+            .set("retry.backoff.ms", millis(RETRY_BACKOFF))
             .set("message.max.bytes", schemas::topic::REJECT_BYTES_MAX.to_string());
         if delivery == Delivery::ExactlyOnce {
             writing
@@ -166,6 +167,7 @@ impl Transactor {
             topic: Arc::clone(&topic),
             transaction_timeout: settings.transaction_timeout,
             delivery,
+            marking: Mutex::new(Marking::default()),
         });
         Ok(Transactor { consumer, writer, topic, metadata: None, given: Vec::new() })
     }
@@ -266,6 +268,12 @@ impl Transactor {
     /// [`CommitError::Aborted`]: nothing happened. [`CommitError::Fatal`]: fenced, or the outcome stays in doubt.
     pub fn commit(&mut self, records: &[Record], next: &BTreeMap<i32, i64>) -> Result<(), CommitError> {
         self.begin(records.iter().map(Outgoing::from))?.commit(next)
+    }
+
+    /// How long a transaction that begins now would better wait, because the brokers are still busy with the last one and
+    /// would refuse it; zero if they are not known to.
+    pub fn rest(&self) -> Duration {
+        lock(&self.writer.marking).rest(Instant::now())
     }
 
     /// Begins a transaction and sends its records, without waiting for their acknowledgement. One is open at a time.

@@ -78,6 +78,27 @@ fn connections_beyond_the_limit_and_silent_ones_are_closed() -> Result<()> {
 }
 
 #[test]
+fn connections_that_are_only_held_make_room_and_those_at_work_do_not() -> Result<()> {
+    let server = Server::with(|config| {
+        config.connections_max = 4;
+        config.connection_makes_room_after = Duration::from_millis(50);
+    });
+    let (bootstrap, topic) = (server.bootstrap(), unique("held"));
+    let produced = |value| produce(bootstrap, &topic, None, value..value + 1, &[]);
+    create_topic(bootstrap, &topic, 1, &[])?;
+    let mut held: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(bootstrap)).collect::<Result<_, _>>()?;
+    // A metadata connection and one to the broker, again and again, while the places are few.
+    for value in 0..3 {
+        produced(value)?;
+    }
+    ensure!(read_all(bootstrap, &topic, 1, &[])?.len() == 3, "others are served");
+    let first = &mut held[0];
+    first.set_read_timeout(Some(PATIENCE))?;
+    ensure!(first.read(&mut [0; 1])? == 0, "the longest silent one has made room");
+    Ok(())
+}
+
+#[test]
 fn a_disk_that_takes_no_more_refuses_producers_until_there_is_room() -> Result<()> {
     let server = Server::with(|_| ());
     let (bootstrap, topic) = (server.bootstrap(), unique("full"));

@@ -1,8 +1,8 @@
 //! The writing half: records and offsets in one transaction.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerGroupMetadata};
@@ -10,8 +10,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 
 use super::deliveries::{Deliveries, Outstanding};
+use super::marking::Marking;
 use super::rebalances::Rebalances;
-use super::{CALL_TIMEOUT, COMMIT_ATTEMPTS_MAX, CommitError, Delivery, of, offsets};
+use super::{CALL_TIMEOUT, COMMIT_ATTEMPTS_MAX, CommitError, Delivery, lock, of, offsets};
 use crate::log::producer::headers;
 use crate::log::{LogError, Record};
 
@@ -60,6 +61,7 @@ pub(super) struct Writer {
     pub(super) topic: Arc<str>,
     pub(super) transaction_timeout: Duration,
     pub(super) delivery: Delivery,
+    pub(super) marking: Mutex<Marking>,
 }
 
 /// A transaction that has begun. Dropped, it stays open until the producer ends or the broker's time-out aborts it.
@@ -86,8 +88,12 @@ impl Begun {
     pub fn prepare(self, next: &BTreeMap<i32, i64>) -> Result<Prepared, CommitError> {
         let Begun { writer, metadata } = self;
         let offsets = offsets(&writer.topic, next)?;
+        let begun = Instant::now();
         let sent = match writer.delivery {
-            Delivery::ExactlyOnce => writer.producer.send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT),
+            Delivery::ExactlyOnce => writer
+                .producer
+                .send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT)
+                .inspect(|()| lock(&writer.marking).offsets_sent(begun.elapsed())),
             // They follow the records.
             Delivery::AtLeastOnce => Ok(()),
         };
@@ -195,7 +201,10 @@ impl Writer {
     fn commit(&self) -> Result<(), CommitError> {
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             match self.producer.commit_transaction(self.transaction_timeout) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    lock(&self.marking).committed(Instant::now());
+                    return Ok(());
+                }
                 Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
                     return Err(self.abort(&KafkaError::Transaction(error)));
                 }

@@ -131,6 +131,13 @@ impl Chain {
                 None => return Ok(Folded::Repeated),
                 position => turn.position = position,
             }
+            if let Some(problem) = sequence::problem(&conversation.sequence) {
+                return Err(Failure::Slice {
+                    stage: sequence::SLICE,
+                    conversation: conversation.name.clone(),
+                    problem,
+                });
+            }
             turn.stamp = Some(stamp);
         }
         self.fold_parts(conversation, turn, stamp, done)?;

@@ -9,10 +9,12 @@ pub const SLICE: &str = "sequence";
 /// turns after the first is taken for a new one.
 pub const IDS_MAX: usize = 256;
 const ID_BYTES: usize = 16;
+/// Positions from here on are damage: clients read them as JSON numbers, which are exact up to here (RFC 8259, section 6).
+const POSITIONS_END: i64 = 1 << 53;
 
 /// What is wrong with a slice that was read from a store, if it is none that this stage wrote.
 pub fn problem(slice: &Sequence) -> Option<String> {
-    let sound = (0..i64::MAX).contains(&slice.position) && slice.recent.len().is_multiple_of(ID_BYTES);
+    let sound = (0..POSITIONS_END).contains(&slice.position) && slice.recent.len().is_multiple_of(ID_BYTES);
     (!sound).then(|| {
         let (position, bytes) = (slice.position, slice.recent.len());
         format!("position {position} with {bytes} bytes of ids is damage: run `undertone contexts rebuild`")
@@ -39,7 +41,7 @@ mod tests {
     fn what_this_stage_cannot_have_written_is_named() {
         let slice = |position, bytes| Sequence { position, recent: vec![1; bytes] };
         assert_eq!(problem(&slice(7, 5 * ID_BYTES)), None);
-        for damaged in [slice(-1, 0), slice(i64::MAX, ID_BYTES), slice(7, ID_BYTES + 8)] {
+        for damaged in [slice(-1, 0), slice(POSITIONS_END, ID_BYTES), slice(7, ID_BYTES + 8)] {
             assert!(problem(&damaged).is_some_and(|problem| problem.contains("contexts rebuild")), "{damaged:?}");
         }
     }

@@ -11,6 +11,8 @@ import uuid
 BROKER = os.environ["UNDERTONE_TEST_KAFKA"]
 # Longest wait for anything that must happen, in seconds.
 PATIENCE_S = 60
+# Time between two questions.
+ASK_AGAIN_S = 0.01
 
 
 def unique(prefix: str) -> str:
@@ -19,11 +21,12 @@ def unique(prefix: str) -> str:
 
 
 def wait_until(what: str, so, patience_s: float = PATIENCE_S):
-    """Asks until the answer is truthy, and returns it; what is asked takes time itself, or waits for the broker."""
+    """Asks until the answer is truthy, and returns it."""
     until = time.monotonic() + patience_s
     while time.monotonic() < until:
         if answer := so():
             return answer
+        time.sleep(ASK_AGAIN_S)
     raise AssertionError(f"waited {patience_s} s for {what}")
 
 

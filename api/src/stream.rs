@@ -157,7 +157,12 @@ async fn serve(
                         socket.complain(&Fault { code: "bad_frame", field: "", message }, None).await?;
                     }
                     Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => {}
-                    Some(Ok(Frame::Close(_))) | None => return Err(GONE),
+                    Some(Ok(Frame::Close(_))) => {
+                        // The library's answer waits to be sent.
+                        let _ = tokio::time::timeout(socket.send_timeout, futures_util::SinkExt::close(&mut socket.socket)).await;
+                        return Err(GONE);
+                    }
+                    None => return Err(GONE),
                     // Too large a frame, or no WebSocket: after that nothing can be read.
                     Some(Err(_)) => return Err(End(close_code::POLICY, "a frame that is too large or broken", Closed::Broken)),
                 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
+use schemas::Reason;
 
 /// Upper bounds of the histogram's buckets, in seconds: an embedded broker answers within the first few, and the last
 /// is the longest wait that the defaults allow.
@@ -65,6 +66,9 @@ impl Meters {
             .build();
         let rejects =
             meter.u64_counter("undertone.rejects").with_description("Inputs at fault, by role and reason.").build();
+        for reason in Reason::ALL {
+            rejects.add(0, &[KeyValue::new("role", "ingest"), KeyValue::new("reason", reason.name())]);
+        }
         let acknowledgement = meter
             .f64_histogram("undertone.ingest.acknowledgement.duration")
             .with_unit("s")

@@ -218,7 +218,12 @@ impl Session {
             Some(Ok(Message::Binary(_))) => self.waiting.push_back(Err(binary())),
             // The library answers pings and closes.
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Close(_))) | None => return Some(Ended::Client),
+            Some(Ok(Message::Close(_))) => {
+                // Its answer waits to be sent.
+                let _ = tokio::time::timeout(self.shared.config.websocket.write_within, self.sink.close()).await;
+                return Some(Ended::Client);
+            }
+            None => return Some(Ended::Client),
             Some(Err(_)) => {
                 self.close(close_code::POLICY, "message far over the bound, or broken protocol").await;
                 return Some(Ended::Protocol);

@@ -23,15 +23,17 @@ impl Meters {
             let bounds = vec![0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
             meter.f64_histogram(name).with_unit("s").with_description(what).with_boundaries(bounds).build()
         };
+        let rejects =
+            meter.u64_counter("undertone.rejects").with_description("Inputs at fault, by role and reason.").build();
+        for reason in Reason::ALL {
+            rejects.add(0, &[KeyValue::new("role", "processors"), KeyValue::new("reason", reason.name())]);
+        }
         Meters {
             turns: meter
                 .u64_counter("undertone.processors.turns")
                 .with_description("Turns by what became of them and by tier.")
                 .build(),
-            rejects: meter
-                .u64_counter("undertone.rejects")
-                .with_description("Inputs at fault, by role and reason.")
-                .build(),
+            rejects,
             aborts: meter
                 .u64_counter("undertone.processors.aborts")
                 .with_description("Transactions that were aborted and run again.")

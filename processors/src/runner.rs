@@ -144,7 +144,7 @@ impl Runner {
     /// Runs until shutdown.
     pub(crate) fn run(&self) -> Result<(), RunError> {
         let Some(mut transactor) = self.connect()? else { return Ok(()) };
-        let mut commits = Commits::start()?;
+        let mut commits = Commits::start(self.limits.transaction_timeout)?;
         let mut ahead = Ahead::default();
         let mut owned: BTreeMap<i32, Owned> = BTreeMap::new();
         self.meters.degraded(false);

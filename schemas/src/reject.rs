@@ -99,6 +99,16 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them. A series is begun for each when a process starts, so that its first reject is seen as a rise.
+    pub const ALL: [Reason; 6] = [
+        Reason::Malformed,
+        Reason::UnknownSchema,
+        Reason::UnknownKind,
+        Reason::Invalid,
+        Reason::Oversized,
+        Reason::Killer,
+    ];
+
     /// The word on the wire and in metrics.
     pub fn name(self) -> &'static str {
         match self {

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use tests::Server;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use undertone::config::Config;
 use undertone::up::{self, Role, Running};
 
@@ -88,6 +90,23 @@ async fn conversation_goes_on_after_a_kill() {
     let after = converse_from(&running, "room", &["one", "two", "three"], 1).await;
     assert_eq!(after[0]["position"], 3, "{after:?}");
     assert_eq!(after[0]["text"], "three");
+    assert!(running.stop().await.drained);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_that_closes_a_socket_is_answered() {
+    let server = Server::for_program().await;
+    let running = started(configured(&server)).await;
+    for path in ["/ingest/ws", "/v1/stream"] {
+        let address = running.http();
+        let (mut socket, _) = tokio_tungstenite::connect_async(format!("ws://{address}{path}")).await.unwrap();
+        let code = CloseCode::Normal;
+        socket.send(Message::Close(Some(CloseFrame { code, reason: "done".into() }))).await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, socket.next()).await.expect("in time");
+        let Some(Ok(Message::Close(Some(frame)))) = answer else { panic!("{path}: {answer:?}") };
+        assert_eq!(frame.code, code, "{path}");
+        assert!(socket.next().await.is_none_or(|end| end.is_err()), "{path}: nothing comes behind it");
+    }
     assert!(running.stop().await.drained);
 }
 

@@ -123,6 +123,11 @@ impl Runner {
                 ahead.clear();
                 return Ok(());
             }
+            // Long texts take their time, and those behind them grow old meanwhile.
+            if self.chain.is_first() && self.replay.is_none() {
+                self.choose_tier(&mut ahead.tier, now() - oldest);
+                unit.iter_mut().for_each(|turn| turn.tier = Some(ahead.tier));
+            }
             self.chain.infer_with(unit, |stage| ahead.watch.step("infer", stage))?;
         }
         ahead.turns.extend(turns.into_iter().zip(places));

@@ -340,12 +340,14 @@ struct Meters {
 
 impl Meters {
     fn new(meter: &Meter) -> Meters {
+        let rejects =
+            meter.u64_counter("undertone.rejects").with_description("Inputs at fault, by role and reason.").build();
+        for reason in Reason::ALL {
+            rejects.add(0, &[KeyValue::new("role", "history"), KeyValue::new("reason", reason.name())]);
+        }
         Meters {
             turns: meter.u64_counter("undertone.history.turns").with_description("Turns kept.").build(),
-            rejects: meter
-                .u64_counter("undertone.rejects")
-                .with_description("Inputs at fault, by role and reason.")
-                .build(),
+            rejects,
             batch_turns: meter
                 .u64_histogram("undertone.history.batch.turns")
                 .with_description("Turns kept in one transaction.")

@@ -130,15 +130,19 @@ pub(super) fn rejects(config: &Config, command: RejectsCommand) -> anyhow::Resul
     let kafka = up::kafka_of(config);
     let codec = Codec::embedded();
     let now = now();
+    // What is wrong in itself is said before anybody is asked.
+    let selection = match &command {
+        RejectsCommand::List { filter, .. } => filter.selection(Vec::new(), now)?,
+        RejectsCommand::Show { .. } => Selection::default(),
+        RejectsCommand::Redrive { which, filter, .. } => filter.selection(which.clone(), now)?,
+    };
     let work = async {
         match command {
-            RejectsCommand::List { filter, redriven, limit, json } => {
-                let selection = filter.selection(Vec::new(), now)?;
+            RejectsCommand::List { redriven, limit, json, .. } => {
                 list(&kafka, &codec, &selection, redriven, limit.get(), json).await
             }
             RejectsCommand::Show { which, raw, json } => show::show(&kafka, &codec, which, raw, json).await,
-            RejectsCommand::Redrive { which, filter, limit, attempts_max, dry_run, json } => {
-                let selection = filter.selection(which, now)?;
+            RejectsCommand::Redrive { limit, attempts_max, dry_run, json, .. } => {
                 let bounds = bounds(config, limit.map(NonZeroUsize::get), attempts_max);
                 if !dry_run {
                     create_topics(config, &kafka).await?;
@@ -302,7 +306,8 @@ async fn redrive(run: Run<'_>, json: bool) -> anyhow::Result<ExitCode> {
     } else {
         say(&told_of(&report))?;
     }
-    Ok(if report.not_found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let nothing_done = report.refused > 0 && report.redriven == 0;
+    Ok(if report.not_found.is_empty() && !nothing_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn item(taken: &Taken) -> Value {

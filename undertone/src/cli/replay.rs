@@ -174,6 +174,10 @@ async fn replay_on(
     let (folder, topic) = (folder(config, &options.name), replay::topic(&options.name));
     let live = processors::group(&config.processors.group, processors::stages::ORDER[0]);
     let (plan, begun) = Plan::find(&admin, &folder, &options.name, &live, request).await?;
+    anyhow::ensure!(
+        !plan.received.is_empty(),
+        "there is nothing in this range: {TURNS_RECEIVED} has no record there; `undertone topics` shows what it holds"
+    );
     if options.dry_run {
         return say(&told(options, &plan, &folder, begun)?);
     }
@@ -297,7 +301,15 @@ async fn run(
             }
             () = stop.cancelled(), if !enough.is_cancelled() => enough.cancel(),
             () = tokio::time::sleep(LOOK_EVERY), if !enough.is_cancelled() => {
-                let done = how_far().await?;
+                let done = match how_far().await {
+                    Ok(done) => done,
+                    Err(error) => {
+                        // The work ends in order, on a runtime that is still there.
+                        enough.cancel();
+                        let _ = (&mut work).await;
+                        return Err(error);
+                    }
+                };
                 looks += 1;
                 finished = done >= total;
                 if finished || looks % LOOKS_A_LINE == 0 {

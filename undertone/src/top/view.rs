@@ -196,10 +196,11 @@ fn known(scrape: &Scrape, before: Option<&Scrape>) -> Known {
     }
 }
 
-/// Fast while it stands in, and where no turn has had another: it may be the one that is set.
+/// Fast while it stands in, and where no turn has had another although the tier never changed: it is the one that is set.
 fn tier(figures: &Figures, is_degraded: bool) -> &'static str {
     let turns = |label: &str| figures.sum("undertone_processors_turns_total", &["outcome=\"enriched\"", label]);
-    let only_fast = turns("tier=\"fast\"") > 0.0 && turns("tier=\"full\"") == 0.0;
+    let switched = figures.sum("undertone_processors_tier_switches_total", &[]) > 0.0;
+    let only_fast = !switched && turns("tier=\"fast\"") > 0.0 && turns("tier=\"full\"") == 0.0;
     if is_degraded || only_fast { "fast" } else { "full" }
 }
 

@@ -94,10 +94,9 @@ async fn lags(admin: &Admin, readers: &[Reader], health: &Health, meter: &Meter,
         "Age of the oldest record that a reader has not read yet; what is older than this process counts from its start",
     );
     let seconds = seconds.build();
-    let by_partition = meter
-        .f64_gauge("undertone.lag.partition")
-        .with_unit("s")
-        .with_description("By partition, the age of the oldest record that a reader has not read yet");
+    let by_partition = meter.f64_gauge("undertone.lag.partition").with_unit("s").with_description(
+        "By partition, the age of the oldest record that a reader has not read yet; as for undertone_lag",
+    );
     let by_partition = by_partition.build();
     let unstable = meter
         .f64_gauge("undertone.log.last.stable.offset.age")

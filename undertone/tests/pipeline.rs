@@ -102,8 +102,13 @@ async fn client_that_closes_a_socket_is_answered() {
         let (mut socket, _) = tokio_tungstenite::connect_async(format!("ws://{address}{path}")).await.unwrap();
         let code = CloseCode::Normal;
         socket.send(Message::Close(Some(CloseFrame { code, reason: "done".into() }))).await.unwrap();
-        let answer = tokio::time::timeout(PATIENCE, socket.next()).await.expect("in time");
-        let Some(Ok(Message::Close(Some(frame)))) = answer else { panic!("{path}: {answer:?}") };
+        let frame = loop {
+            match tokio::time::timeout(PATIENCE, socket.next()).await.expect("in time") {
+                Some(Ok(Message::Ping(_))) => {}
+                Some(Ok(Message::Close(Some(frame)))) => break frame,
+                other => panic!("{path}: {other:?}"),
+            }
+        };
         assert_eq!(frame.code, code, "{path}");
         assert!(socket.next().await.is_none_or(|end| end.is_err()), "{path}: nothing comes behind it");
     }

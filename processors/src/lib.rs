@@ -42,6 +42,7 @@ pub use runner::{KILLS_MAX, Limits, RejectsBound, RunError};
 pub use stage::{AnyStage, Failure, Stage};
 pub use status::Status;
 pub use store::log::transact::Delivery;
+use store::log::transact::{CALL_TIMEOUT, Calls};
 
 /// What a process runs.
 #[derive(Debug, Clone)]
@@ -172,6 +173,9 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
     let Way { plan, delivery, work } = way;
     let runtime = tokio::runtime::Handle::current();
     let (done, result) = tokio::sync::oneshot::channel();
+    let calls = Arc::new(Calls::default());
+    let (watched, call_max) =
+        (Arc::clone(&calls), config.limits.transaction_timeout.max(CALL_TIMEOUT) * CALL_TIMEOUTS_MAX);
     let work = move || {
         around.status.set("loading models");
         let forwards = matches!(work, Work::Forward);
@@ -201,6 +205,7 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
             spans: around.spans,
             recent: Default::default(),
             status: around.status,
+            calls,
             shutdown: around.shutdown,
             runtime,
         };
@@ -211,7 +216,27 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
         let _ = done.send(work());
     });
     thread.map_err(RunError::Thread)?;
-    result.await.unwrap_or(Err(RunError::Panicked))
+    tokio::select! {
+        result = result => result.unwrap_or(Err(RunError::Panicked)),
+        // The thread is left to the end of the process: nothing can call it back.
+        seconds = stuck(&watched, call_max) => Err(RunError::Stuck(seconds)),
+    }
+}
+
+/// A call of the log's client that has taken so many times its own time-out does not come back.
+const CALL_TIMEOUTS_MAX: u32 = 4;
+/// Time between two looks at the calls.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Waits until a call is stuck; for how many seconds it is.
+async fn stuck(calls: &Calls, call_max: std::time::Duration) -> u64 {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let oldest = calls.oldest();
+        if oldest > call_max {
+            return oldest.as_secs();
+        }
+    }
 }
 
 /// All parts for each text, each as the first turn of a conversation of its own. `now` in milliseconds since the Unix

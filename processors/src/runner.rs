@@ -26,7 +26,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use schemas::{Codec, Spans};
 use store::context::{Attempt, ContextError, Contexts, Epoch};
-use store::log::transact::{CommitError, Delivery, Event, Settings, Transactor};
+use store::log::transact::{Calls, CommitError, Delivery, Event, Settings, Transactor};
 use store::log::{Kafka, LogError, Message};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -136,6 +136,7 @@ pub(crate) struct Runner {
     pub(crate) spans: Spans,
     pub(crate) recent: Recent,
     pub(crate) status: Arc<Status>,
+    pub(crate) calls: Arc<Calls>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) runtime: Handle,
 }
@@ -144,7 +145,7 @@ impl Runner {
     /// Runs until shutdown.
     pub(crate) fn run(&self) -> Result<(), RunError> {
         let Some(mut transactor) = self.connect()? else { return Ok(()) };
-        let mut commits = Commits::start(self.limits.transaction_timeout)?;
+        let mut commits = Commits::start()?;
         let mut ahead = Ahead::default();
         let mut owned: BTreeMap<i32, Owned> = BTreeMap::new();
         self.meters.degraded(false);
@@ -239,7 +240,8 @@ impl Runner {
             work_time_max: self.limits.work_time_max,
             fetch_ahead_bytes_max: self.limits.fetch_ahead_bytes_max,
         };
-        let connected = self.patiently(|| Transactor::connect_for(&self.kafka, &settings, self.delivery));
+        let connected =
+            self.patiently(|| Transactor::connect_for(&self.kafka, &settings, self.delivery, Arc::clone(&self.calls)));
         self.status.set("waiting for partitions");
         connected
     }

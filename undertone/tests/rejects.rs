@@ -80,7 +80,7 @@ async fn an_update_at_fault_is_listed_shown_and_driven_in_again_until_the_bound(
         assert_eq!(json(&running, "list --json")["attempt"], attempt);
     }
     let (code, said) = rejects(&running, "redrive");
-    assert!(code == Some(0) && said.contains("1 refused") && said.contains("attempts_max"), "{said}");
+    assert!(code == Some(1) && said.contains("1 refused") && said.contains("attempts_max"), "{said}");
     let all = rejects(&running, "list --redriven --json").1;
     assert_eq!(all.lines().count(), 3, "{all}");
     assert!(running.stop().await.drained);

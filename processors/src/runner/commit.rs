@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use store::log::Record;
 use store::log::transact::{Begun, CommitError};
@@ -12,11 +12,6 @@ use super::work::Worked;
 use super::{Owned, Runner, unix_ms};
 use crate::spans::Watch;
 
-/// A commit that has not come to its end within so many transaction time-outs never will: each step of it has a time-out
-/// of its own, as long as that one or a few times as long. librdkafka 2.12.1 was seen not to come back from sending offsets
-/// to a transaction that the brokers had aborted while they stalled.
-const TIMEOUTS_MAX: u32 = 8;
-
 /// The committing thread, which ends with this value.
 pub(super) struct Commits {
     begun: SyncSender<(Begun, BTreeMap<i32, i64>)>,
@@ -24,10 +19,6 @@ pub(super) struct Commits {
     saved: SyncSender<bool>,
     outcomes: Receiver<Outcome>,
     under_way: Option<UnderWay>,
-    /// Since when.
-    since: Instant,
-    /// When it is given up.
-    within: Duration,
     /// The outcome of what is under way, once it is known.
     outcome: Option<Outcome>,
 }
@@ -49,7 +40,7 @@ pub(super) struct UnderWay {
 
 impl Commits {
     /// Starts the thread.
-    pub(super) fn start(transaction_timeout: Duration) -> Result<Commits, RunError> {
+    pub(super) fn start() -> Result<Commits, RunError> {
         let (begun, taken) = sync_channel::<(Begun, BTreeMap<i32, i64>)>(1);
         let (saved, is_saved) = sync_channel(1);
         let (done, outcomes) = sync_channel(1);
@@ -67,8 +58,7 @@ impl Commits {
         };
         let thread = std::thread::Builder::new().name("processors-commit".to_owned());
         thread.spawn(work).map_err(RunError::Thread)?;
-        let (since, within) = (Instant::now(), transaction_timeout * TIMEOUTS_MAX);
-        Ok(Commits { begun, saved, outcomes, under_way: None, since, within, outcome: None })
+        Ok(Commits { begun, saved, outcomes, under_way: None, outcome: None })
     }
 
     /// Whether there is a batch that is not settled.
@@ -86,9 +76,6 @@ impl Commits {
         if self.under_way.is_some() && self.outcome.is_none() {
             match self.outcomes.recv_timeout(wait) {
                 Ok(outcome) => self.outcome = Some(outcome),
-                Err(RecvTimeoutError::Timeout) if self.since.elapsed() > self.within => {
-                    return Err(RunError::Stuck(self.since.elapsed().as_secs()));
-                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(RunError::Panicked),
             }
@@ -100,7 +87,6 @@ impl Commits {
     /// batch before must be settled.
     pub(super) fn prepare(&mut self, begun: Begun, next: &BTreeMap<i32, i64>) -> Result<(), RunError> {
         debug_assert!(self.under_way.is_none(), "at most one batch of a partition is uncommitted");
-        self.since = Instant::now();
         self.begun.send((begun, next.clone())).map_err(|_| RunError::Panicked)
     }
 
@@ -139,26 +125,5 @@ impl Runner {
         self.recent.note(self.limits.rejects, &faults);
         self.meters.committed(&records, started, unix_ms(done));
         self.advance(owned, &next)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use schemas::Spans;
-
-    use super::*;
-
-    #[test]
-    fn a_commit_that_never_ends_is_given_up() {
-        let (begun, _taken) = sync_channel(1);
-        let (saved, _is_saved) = sync_channel(1);
-        let (_done, outcomes) = sync_channel(1);
-        let (next, records, watch) = (BTreeMap::new(), Vec::new(), Watch::begin(&Spans::default()));
-        let under_way = Some(UnderWay { next, records, started: 0, faults: Vec::new(), watch });
-        let within = Duration::from_secs(60);
-        let mut commits = Commits { begun, saved, outcomes, under_way, since: Instant::now(), within, outcome: None };
-        assert!(!commits.ends_within(Duration::ZERO).unwrap(), "it may still come to its end");
-        commits.within = Duration::ZERO;
-        assert!(matches!(commits.ends_within(Duration::ZERO), Err(RunError::Stuck(_))));
     }
 }

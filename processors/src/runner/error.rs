@@ -30,10 +30,10 @@ pub enum RunError {
     /// The same batch was aborted again and again.
     #[error("{0} transactions in a row were aborted, the last with: {1}; see to the brokers, then start again")]
     Aborts(u32, String),
-    /// The client does not come back from a commit.
+    /// The client of the log does not come back from a call.
     #[error(
-        "a commit has not come to its end for {0} s, and the client of the log does not come back from it: start again; \
-         what was not committed is read again"
+        "the client of the log has not come back from a call for {0} s, far beyond the call's time-out: start again; what \
+         was not committed is read again"
     )]
     Stuck(u64),
     /// The stages do not make a chain.

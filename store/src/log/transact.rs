@@ -11,6 +11,7 @@
 //!
 //! Blocking: it lives on a thread of its own; a transaction that has begun may be ended on another one meanwhile.
 
+mod calls;
 mod deliveries;
 mod marking;
 mod rebalances;
@@ -25,6 +26,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{Producer as _, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
 
+pub use self::calls::Calls;
 use self::deliveries::{Deliveries, Outstanding};
 use self::marking::{Marking, RETRY_BACKOFF};
 use self::rebalances::{Change, Rebalances};
@@ -37,7 +39,7 @@ use super::{Kafka, LogError, Message, Record};
 /// How often a commit whose outcome is in doubt is asked for before the process gives up.
 pub const COMMIT_ATTEMPTS_MAX: u32 = 5;
 /// Longest wait for one call of the broker that is no commit.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a transactor reads, and under which names.
 #[derive(Debug, Clone)]
@@ -122,14 +124,20 @@ impl Transactor {
     /// # Errors
     /// The settings are refused, or the broker does not answer in time.
     pub fn connect(kafka: &Kafka, settings: &Settings) -> Result<Transactor, LogError> {
-        Transactor::connect_for(kafka, settings, Delivery::ExactlyOnce)
+        Transactor::connect_for(kafka, settings, Delivery::ExactlyOnce, Arc::default())
     }
 
-    /// As [`Transactor::connect`], with a promise of choice; without transactions nobody is fenced.
+    /// As [`Transactor::connect`], with a promise of choice; without transactions nobody is fenced. Calls that wait for the
+    /// brokers are noted in `calls`.
     ///
     /// # Errors
     /// As [`Transactor::connect`].
-    pub fn connect_for(kafka: &Kafka, settings: &Settings, delivery: Delivery) -> Result<Transactor, LogError> {
+    pub fn connect_for(
+        kafka: &Kafka,
+        settings: &Settings,
+        delivery: Delivery,
+        calls: Arc<Calls>,
+    ) -> Result<Transactor, LogError> {
         let mut reading = consumer(kafka, &settings.group);
         reading
             .set("partition.assignment.strategy", "range")
@@ -156,7 +164,7 @@ impl Transactor {
         let producer: ThreadedProducer<Deliveries> =
             with_properties(writing, kafka).create_with_context(Deliveries(Arc::clone(&deliveries))).map_err(of)?;
         if delivery == Delivery::ExactlyOnce {
-            producer.init_transactions(CALL_TIMEOUT).map_err(of)?;
+            calls.watch(|| producer.init_transactions(CALL_TIMEOUT)).map_err(of)?;
         }
         consumer.subscribe(&[&settings.topic]).map_err(of)?;
         let (consumer, topic) = (Arc::new(consumer), Arc::<str>::from(settings.topic.as_str()));
@@ -168,6 +176,7 @@ impl Transactor {
             transaction_timeout: settings.transaction_timeout,
             delivery,
             marking: Mutex::new(Marking::default()),
+            calls,
         });
         Ok(Transactor { consumer, writer, topic, metadata: None, given: Vec::new() })
     }

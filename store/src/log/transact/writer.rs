@@ -9,6 +9,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerGroupMe
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 
+use super::calls::Calls;
 use super::deliveries::{Deliveries, Outstanding};
 use super::marking::Marking;
 use super::rebalances::Rebalances;
@@ -62,6 +63,7 @@ pub(super) struct Writer {
     pub(super) transaction_timeout: Duration,
     pub(super) delivery: Delivery,
     pub(super) marking: Mutex<Marking>,
+    pub(super) calls: Arc<Calls>,
 }
 
 /// A transaction that has begun. Dropped, it stays open until the producer ends or the broker's time-out aborts it.
@@ -91,8 +93,8 @@ impl Begun {
         let begun = Instant::now();
         let sent = match writer.delivery {
             Delivery::ExactlyOnce => writer
-                .producer
-                .send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT)
+                .calls
+                .watch(|| writer.producer.send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT))
                 .inspect(|()| lock(&writer.marking).offsets_sent(begun.elapsed())),
             // They follow the records.
             Delivery::AtLeastOnce => Ok(()),
@@ -181,7 +183,8 @@ impl Writer {
         // Which offsets does not matter.
         let offsets = offsets(&self.topic, &partitions.iter().map(|partition| (*partition, 0)).collect())?;
         self.producer.begin_transaction().map_err(of)?;
-        match self.producer.send_offsets_to_transaction(&offsets, metadata, CALL_TIMEOUT) {
+        let ask = || self.producer.send_offsets_to_transaction(&offsets, metadata, CALL_TIMEOUT);
+        match self.calls.watch(ask) {
             Ok(()) => Ok(self.take_back()?),
             Err(error) => Err(self.abort(&error)),
         }
@@ -200,7 +203,7 @@ impl Writer {
 
     fn commit(&self) -> Result<(), CommitError> {
         for _ in 0..COMMIT_ATTEMPTS_MAX {
-            match self.producer.commit_transaction(self.transaction_timeout) {
+            match self.calls.watch(|| self.producer.commit_transaction(self.transaction_timeout)) {
                 Ok(()) => {
                     lock(&self.marking).committed(Instant::now());
                     return Ok(());
@@ -246,7 +249,7 @@ impl Writer {
             return Ok(());
         }
         for _ in 0..COMMIT_ATTEMPTS_MAX {
-            match self.producer.abort_transaction(self.transaction_timeout) {
+            match self.calls.watch(|| self.producer.abort_transaction(self.transaction_timeout)) {
                 Ok(()) => return Ok(()),
                 Err(KafkaError::Transaction(error)) if error.is_retriable() => {
                     tracing::warn!(error = %error, "abort in doubt, asking again");

@@ -12,6 +12,7 @@ use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, WebSocketUpgrad
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use futures_util::SinkExt as _;
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -159,7 +160,7 @@ async fn serve(
                     Some(Ok(Frame::Ping(_) | Frame::Pong(_))) => {}
                     Some(Ok(Frame::Close(_))) => {
                         // The library's answer waits to be sent.
-                        let _ = tokio::time::timeout(socket.send_timeout, futures_util::SinkExt::close(&mut socket.socket)).await;
+                        let _ = tokio::time::timeout(socket.send_timeout, socket.socket.close()).await;
                         return Err(GONE);
                     }
                     None => return Err(GONE),

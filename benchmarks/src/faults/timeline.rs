@@ -63,7 +63,8 @@ impl Mark {
 }
 
 /// What the drawing's letters mean.
-const LEGEND: &str = "x killed, z frozen and w woken, + joined and - left, ! ended by itself (not counted below where the fault asks for it); \
+const LEGEND: &str = "x killed, z frozen and w woken, + joined and - left, ! ended by itself \
+                      (not counted below where the fault asks for it); \
                       s slow, r refusing, f forgetful, b restored from a backup, R rebuilt";
 
 /// The marks of a run.

@@ -317,6 +317,18 @@ mod tests {
         assert!(queue.follow_all(None).unwrap().turns.is_empty());
     }
 
+    #[test]
+    fn a_reader_that_is_not_scheduled_while_several_transactions_are_published_is_not_slow() {
+        let hub = hub(100, crate::Config::default().socket_queue_turns_max);
+        let queue = hub.subscribe().unwrap();
+        queue.follow_all(None).unwrap();
+        for i in 0..4 * 512 {
+            hub.publish(live("a", 1 + i, 10 + i));
+        }
+        assert!(!queue.lagged());
+        assert_eq!(queue.turns.len(), 4 * 512);
+    }
+
     #[tokio::test]
     async fn slow_subscriber_is_cut_off_and_does_not_hold_up_another() {
         let hub = hub(100, 2);

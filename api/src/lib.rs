@@ -56,7 +56,8 @@ pub struct Config {
     pub conversations_per_socket_max: usize,
     /// Longest conversation id that can be followed, in bytes.
     pub conversation_bytes_max: usize,
-    /// Turns that wait for one stream; when there are more, it is closed as slow.
+    /// Turns that wait for one stream; when there are more, it is closed as slow. All turns of a transaction come at once,
+    /// so it holds several of the largest. What waits is shared with the other streams and with the ring.
     pub socket_queue_turns_max: usize,
     /// Largest frame that a client may send, in bytes.
     pub frame_bytes_max: usize,
@@ -96,7 +97,7 @@ impl Default for Config {
             sockets_max: 10_000,
             conversations_per_socket_max: 100,
             conversation_bytes_max: 1024,
-            socket_queue_turns_max: 256,
+            socket_queue_turns_max: 4096,
             frame_bytes_max: 256 * 1024,
             hub_turns_max: 20_000,
             hub_bytes_max: 128 * 1024 * 1024,

@@ -26,6 +26,7 @@ pub mod eval;
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use opentelemetry::metrics::Meter;
 use schemas::{Codec, Spans, Stamp, Tier, Turn};
@@ -219,23 +220,24 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
     tokio::select! {
         result = result => result.unwrap_or(Err(RunError::Panicked)),
         // The thread is left to the end of the process: nothing can call it back.
-        seconds = stuck(&watched, call_max) => Err(RunError::Stuck(seconds)),
+        () = stuck(&watched, call_max) => Err(RunError::Stuck(call_max.as_secs())),
     }
 }
 
 /// A call of the log's client that has taken so many times its own time-out does not come back.
 const CALL_TIMEOUTS_MAX: u32 = 4;
 /// Time between two looks at the calls.
-const LOOK_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Waits until a call is stuck; for how many seconds it is.
-async fn stuck(calls: &Calls, call_max: std::time::Duration) -> u64 {
-    loop {
+/// Waits until one call has been under way for so long. It is the looks that count: a process that stood still meanwhile
+/// gives a call the rest of its time when it goes on.
+async fn stuck(calls: &Calls, call_max: Duration) {
+    let (mut known, mut taken) = (None, Duration::ZERO);
+    while taken < call_max {
         tokio::time::sleep(LOOK_EVERY).await;
         let oldest = calls.oldest();
-        if oldest > call_max {
-            return oldest.as_secs();
-        }
+        taken = if oldest.is_some() && oldest == known { taken + LOOK_EVERY } else { Duration::ZERO };
+        known = oldest;
     }
 }
 
@@ -256,4 +258,30 @@ pub fn analyze(chain: &Chain, texts: &[String], tier: Tier, now: i64) -> Result<
         chain.fold(&mut conversation, turn, Stamp { partition: 0, offset: offset as i64 })?;
     }
     Ok(turns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALL_MAX: Duration = Duration::from_secs(40);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_does_not_come_back_is_found_and_others_are_not() {
+        let calls = Calls::default();
+        let half = async {
+            loop {
+                let _call = calls.begin();
+                tokio::time::sleep(CALL_MAX / 2).await;
+            }
+        };
+        tokio::select! {
+            () = stuck(&calls, CALL_MAX) => panic!("each call came back after half the time"),
+            () = tokio::time::sleep(CALL_MAX * 4) => {}
+            () = half => {}
+        }
+        let (begun, _call) = (tokio::time::Instant::now(), calls.begin());
+        stuck(&calls, CALL_MAX).await;
+        assert!(begun.elapsed() >= CALL_MAX && begun.elapsed() < CALL_MAX + 3 * LOOK_EVERY);
+    }
 }

@@ -2,8 +2,8 @@
 //! not read is told.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use opentelemetry::metrics::Meter;
@@ -16,6 +16,7 @@ use store::log::{Admin, Producer, ProducerLimits, Record};
 use tests::role::{config, surroundings};
 use tests::{Log, Nothing, PATIENCE, now, turn};
 use tokio_util::sync::CancellationToken;
+use undertone::lag::Ends;
 use undertone::retention;
 use undertone::telemetry::Metrics;
 
@@ -133,6 +134,56 @@ async fn a_shutdown_does_not_wait_until_a_batch_of_long_texts_is_inferred() {
     assert!(log.read::<Turn>(TURNS_ENRICHED, 0).await.is_empty());
 }
 
+/// Takes so long for what it infers first that the lag passes its bound meanwhile.
+struct Slow {
+    until: i64,
+    batches: Arc<Mutex<Vec<Vec<Tier>>>>,
+}
+
+impl Stage for Slow {
+    type Slice = EmotionSlice;
+
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn infer(&self, turns: &mut [Turn]) -> Result<(), Failure> {
+        self.batches.lock().unwrap().push(turns.iter().map(|turn| turn.tier.unwrap()).collect());
+        while now() <= self.until {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn fold(&self, _: &mut EmotionSlice, _: &mut Turn) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tier_is_chosen_again_when_a_batch_of_long_texts_takes_its_time() {
+    const BOUND: Duration = Duration::from_secs(600);
+    /// In which the role must begin.
+    const LEFT: Duration = Duration::from_secs(3);
+    let log = Log::start(1, &[]).await;
+    let long = "word ".repeat(5000);
+    let said = now() - (BOUND - LEFT).as_millis() as i64;
+    for id in 0..3 {
+        append(&log, &turn("a", &id.to_string(), &long), said).await;
+    }
+    let (batches, shutdown) = (Arc::default(), CancellationToken::new());
+    let (config, around) = settings(&log, BOUND, Metrics::new().meter(), shutdown.clone()).await;
+    let slow = Slow { until: said + BOUND.as_millis() as i64, batches: Arc::clone(&batches) };
+    let load = move || Ok(vec![Box::new(slow) as Box<dyn AnyStage>]);
+    let role = tokio::spawn(processors::run_stages(config, &["slow"], load, around));
+    let turns = log.read::<Turn>(TURNS_ENRICHED, 3).await;
+    let tiers: Vec<_> = turns.into_iter().map(|(_, turn)| turn.tier.unwrap()).collect();
+    assert_eq!(tiers, [Tier::Full, Tier::Fast, Tier::Fast]);
+    assert_eq!(*batches.lock().unwrap(), [[Tier::Full], [Tier::Fast], [Tier::Fast]], "what is recorded is what served");
+    shutdown.cancel();
+    tokio::time::timeout(PATIENCE, role).await.expect("it ends").unwrap().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_retention_is_about_to_overtake_is_known_from_the_log_alone() {
     const HOUR: Duration = Duration::from_secs(3600);
@@ -170,5 +221,27 @@ async fn a_reader_that_retention_is_about_to_overtake_is_known_from_the_log_alon
     for (offset, share) in [(1, 0.25), (2, 0.0), (3, 0.0)] {
         commit(offset).await;
         assert_eq!(used().await, share, "at offset {offset}");
+    }
+}
+
+#[tokio::test]
+async fn the_age_of_a_backlog_is_known_from_the_log_alone() {
+    let log = Log::start(1, &[]).await;
+    let hours = |hours: u64| Duration::from_secs(3600 * hours);
+    say(&log, 0..3, hours(50)).await;
+    say(&log, 3..5, hours(9)).await;
+    say(&log, 5..6, Duration::ZERO).await;
+    let admin = Admin::connect(&log.kafka).unwrap();
+    let now = Duration::from_millis(now() as u64);
+    for (read, waiting, age) in
+        [(0, 6, hours(50)), (2, 4, hours(50)), (3, 3, hours(9)), (5, 1, hours(0)), (6, 0, hours(0))]
+    {
+        let (mut ends, committed) = (Ends::default(), BTreeMap::from([(0, read)]));
+        ends.observe(&BTreeMap::from([(0, 6)]), now);
+        ends.recall(&admin, TURNS_RECEIVED, &committed, &BTreeMap::new(), now).await.unwrap();
+        let lag = ends.behind(&committed, &BTreeMap::new(), now)[0];
+        assert_eq!(lag.messages, waiting);
+        let (least, most) = (age.as_secs_f64() / 1.1 - 10.0, age.as_secs_f64() + 10.0);
+        assert!((least..=most).contains(&lag.seconds), "{read} were read: {lag:?}");
     }
 }

@@ -2,16 +2,23 @@
 //!
 //! Seconds are the age of the oldest record that was not yet read. No record is fetched for it: each measurement
 //! notes when the end of a partition was first seen where it is, and a reader that stands before that end is at least
-//! so old. So it is exact to one interval of measuring, and a backlog from before the first measurement counts from
-//! that one.
+//! so old. So it is exact to one interval of measuring. Of a backlog that is older than the first measurement the brokers
+//! tell where the end was at moments in the past: there it is exact to a tenth.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use serde::Serialize;
+use store::log::{Admin, LogError};
 
 /// Ends remembered of each partition: an hour at one a second; older ones merge into the oldest.
 const ENDS_MAX: usize = 3600;
+/// The first of the [`moments`] lies so far back.
+const MOMENT_FIRST: Duration = Duration::from_secs(2);
+/// Each of the [`moments`] lies so many times as far back as the one before it.
+const MOMENT_FACTOR: f64 = 1.1;
+/// The last of the [`moments`] lies no further back: a year.
+const MOMENT_LAST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// How far one reader is behind one topic.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -48,6 +55,12 @@ impl Lag {
     }
 }
 
+/// How far back to ask for ends, from the nearest to the furthest: each a tenth further than the one before it.
+fn moments() -> impl Iterator<Item = Duration> {
+    std::iter::successors(Some(MOMENT_FIRST), |age| Some(age.mul_f64(MOMENT_FACTOR)))
+        .take_while(|age| *age <= MOMENT_LAST)
+}
+
 /// Remembers ends of the partitions of one topic.
 #[derive(Debug, Default)]
 pub struct Ends {
@@ -73,6 +86,50 @@ impl Ends {
         }
     }
 
+    /// Asks the brokers where the ends were before all that was observed, until that lies before everything that a reader
+    /// with these committed offsets has not read. `now` is the time since the Unix epoch.
+    ///
+    /// # Errors
+    /// The topic does not exist, or the brokers did not answer.
+    pub async fn recall(
+        &mut self,
+        admin: &Admin,
+        topic: &str,
+        committed: &BTreeMap<i32, i64>,
+        lows: &BTreeMap<i32, i64>,
+        now: Duration,
+    ) -> Result<(), LogError> {
+        for age in moments() {
+            if self.reach(committed, lows) {
+                break;
+            }
+            let then = now.saturating_sub(age);
+            let since = admin.offsets_since(topic, then.as_millis() as i64).await?;
+            self.precede(&since, then);
+        }
+        Ok(())
+    }
+
+    /// Takes where the ends were at `then`, before all that is known; partitions that are left out had come to their end.
+    fn precede(&mut self, ends: &BTreeMap<i32, i64>, then: Duration) {
+        for (partition, seen) in &mut self.seen {
+            let Some(oldest) = seen.front_mut() else { continue };
+            match ends.get(partition) {
+                Some(&end) if end < oldest.0 => seen.push_front((end, then)),
+                // Nothing came in between.
+                _ => oldest.1 = then,
+            }
+        }
+    }
+
+    /// Whether what is known reaches back to where a reader with these committed offsets stands.
+    fn reach(&self, committed: &BTreeMap<i32, i64>, lows: &BTreeMap<i32, i64>) -> bool {
+        self.seen.iter().all(|(partition, seen)| {
+            let at = position(*partition, committed, lows);
+            seen.front().is_none_or(|&(end, _)| end <= at) || seen.back().is_none_or(|&(end, _)| end <= at)
+        })
+    }
+
     /// How far a reader with these committed offsets is behind, by partition; a partition without one is read from
     /// `lows`.
     pub fn behind(
@@ -82,8 +139,7 @@ impl Ends {
         now: Duration,
     ) -> Vec<PartitionLag> {
         let lag = |(&partition, seen): (&i32, &VecDeque<(i64, Duration)>)| {
-            let low = lows.get(&partition).copied().unwrap_or(0);
-            let at = committed.get(&partition).copied().unwrap_or(low).max(low);
+            let at = position(partition, committed, lows);
             let end = seen.back().map_or(at, |&(end, _)| end);
             if at >= end {
                 return PartitionLag { partition, messages: 0, seconds: 0.0 };
@@ -94,6 +150,12 @@ impl Ends {
         };
         self.seen.iter().map(lag).collect()
     }
+}
+
+/// The offset that a reader reads next.
+fn position(partition: i32, committed: &BTreeMap<i32, i64>, lows: &BTreeMap<i32, i64>) -> i64 {
+    let low = lows.get(&partition).copied().unwrap_or(0);
+    committed.get(&partition).copied().unwrap_or(low).max(low)
 }
 
 #[cfg(test)]
@@ -123,6 +185,32 @@ mod tests {
         assert_eq!(behind(&ends, &[(0, 14)].into(), &NOTHING, at(110)), (6, 5.0));
         assert_eq!(behind(&ends, &[(0, 13)].into(), &NOTHING, at(110)), (7, 8.0));
         assert_eq!(behind(&ends, &[(0, 0)].into(), &NOTHING, at(110)), (20, 10.0));
+    }
+
+    #[test]
+    fn backlog_from_before_the_first_measurement_has_the_age_that_the_brokers_tell() {
+        let mut ends = Ends::default();
+        ends.observe(&[(0, 100), (1, 7)].into(), at(1000));
+        let committed = BTreeMap::from([(0, 40), (1, 7)]);
+        assert!(!ends.reach(&committed, &NOTHING));
+        ends.precede(&[(0, 90)].into(), at(998));
+        ends.precede(&[(0, 60)].into(), at(900));
+        assert!(!ends.reach(&committed, &NOTHING));
+        ends.precede(&[(0, 60)].into(), at(800));
+        ends.precede(&[(0, 35)].into(), at(700));
+        assert!(ends.reach(&committed, &NOTHING));
+        assert_eq!(behind(&ends, &committed, &NOTHING, at(1000)), (60, 200.0), "60 was the end at 800 already");
+        assert_eq!(behind(&ends, &[(0, 60), (1, 7)].into(), &NOTHING, at(1001)), (40, 3.0));
+        assert_eq!(behind(&ends, &[(0, 95), (1, 7)].into(), &NOTHING, at(1001)), (5, 1.0));
+        ends.observe(&[(0, 110), (1, 7)].into(), at(1002));
+        assert_eq!(behind(&ends, &[(0, 100), (1, 7)].into(), &NOTHING, at(1004)), (10, 2.0));
+    }
+
+    #[test]
+    fn moments_reach_a_year_back_in_few_steps() {
+        let moments: Vec<Duration> = moments().collect();
+        assert_eq!(moments.len(), 174);
+        assert!(moments[173] > MOMENT_LAST.mul_f64(0.9));
     }
 
     #[test]

@@ -158,7 +158,11 @@ async fn read(address: &str, schedule: Schedule, updates: u64) -> anyhow::Result
     while seen < updates {
         let next = tokio::time::timeout(PATIENCE, socket.next()).await;
         let next = next.with_context(|| format!("{seen} of {updates} turns came"))?;
-        let Message::Text(text) = next.context("the stream ended")?.context("read the stream")? else { continue };
+        let text = match next.context("the stream ended")?.context("read the stream")? {
+            Message::Text(text) => text,
+            Message::Close(frame) => anyhow::bail!("the stream was closed after {seen} of {updates} turns: {frame:?}"),
+            _ => continue,
+        };
         let now = clock();
         let event: Event = serde_json::from_str(&text).context("read an event")?;
         let Some(turn) = event.turn else { continue };

@@ -24,6 +24,8 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 /// How long the measurement of one reader may take; the lags stay as they were if it takes longer.
 const MEASURE_WITHIN: Duration = Duration::from_millis(1500);
+/// How long the first one may take, which asks how old the backlog is; it is not asked again.
+const RECALL_WITHIN: Duration = Duration::from_secs(10);
 /// Time between two looks at the retention that is used.
 const RETENTION_EVERY: Duration = Duration::from_secs(30);
 /// Pause between two tries to reach the brokers at the start.
@@ -66,11 +68,11 @@ pub(super) async fn reach(admin: &Admin, bootstrap: &str, patience: Duration, he
 }
 
 /// Looks and measures for ever.
-pub(super) async fn run(admin: Admin, readers: Vec<Reader>, health: Health, meter: Meter, zero: Instant) {
+pub(super) async fn run(admin: Admin, readers: Vec<Reader>, health: Health, meter: Meter) {
     let answers = AtomicBool::new(true);
     tokio::join!(
         look(&admin, &health, &answers),
-        lags(&admin, &readers, &health, &meter, zero, &answers),
+        lags(&admin, &readers, &health, &meter, &answers),
         retentions(&admin, &readers, &health, &meter, &answers),
     );
 }
@@ -87,11 +89,11 @@ async fn look(admin: &Admin, health: &Health, answers: &AtomicBool) {
 }
 
 /// Measures for ever; not while the brokers do not answer, so that no calls pile up.
-async fn lags(admin: &Admin, readers: &[Reader], health: &Health, meter: &Meter, zero: Instant, answers: &AtomicBool) {
+async fn lags(admin: &Admin, readers: &[Reader], health: &Health, meter: &Meter, answers: &AtomicBool) {
     let messages = meter.i64_gauge("undertone.lag.messages").with_description("Records that a reader has not read yet");
     let messages = messages.build();
     let seconds = meter.f64_gauge("undertone.lag").with_unit("s").with_description(
-        "Age of the oldest record that a reader has not read yet; what is older than this process counts from its start",
+        "Age of the oldest record that a reader has not read yet; of what is older than this process exact to a tenth",
     );
     let seconds = seconds.build();
     let by_partition = meter.f64_gauge("undertone.lag.partition").with_unit("s").with_description(
@@ -104,6 +106,7 @@ async fn lags(admin: &Admin, readers: &[Reader], health: &Health, meter: &Meter,
         .with_description("By partition, how long an open transaction has held back its readers; 0: none does");
     let unstable = unstable.build();
     let mut known: Vec<Known> = readers.iter().map(|_| Known::default()).collect();
+    let clock = Clock::start();
     let mut ticks = ticks(MEASURE_EVERY);
     loop {
         ticks.tick().await;
@@ -113,7 +116,8 @@ async fn lags(admin: &Admin, readers: &[Reader], health: &Health, meter: &Meter,
         let mut lags = Vec::with_capacity(readers.len());
         let mut fault = None;
         for (reader, known) in readers.iter().zip(&mut known) {
-            match tokio::time::timeout(MEASURE_WITHIN, measure(admin, reader, known, zero)).await {
+            let within = if known.recalled { MEASURE_WITHIN } else { RECALL_WITHIN };
+            match tokio::time::timeout(within, measure(admin, reader, known, clock)).await {
                 Ok(Ok((lag, held_back))) => {
                     for (gauge, partitions) in [(&by_partition, &lag.partitions), (&unstable, &held_back)] {
                         for part in partitions {
@@ -214,6 +218,25 @@ struct Known {
     stable: Ends,
     /// The ends, records of open transactions included.
     newest: Ends,
+    /// The brokers were asked where the ends were before this process.
+    recalled: bool,
+}
+
+/// The time since the Unix epoch; it does not go back.
+#[derive(Clone, Copy)]
+struct Clock {
+    began: Instant,
+    at: Duration,
+}
+
+impl Clock {
+    fn start() -> Clock {
+        Clock { began: Instant::now(), at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() }
+    }
+
+    fn now(self) -> Duration {
+        self.at + self.began.elapsed()
+    }
 }
 
 /// How far a reader is behind, and how long open transactions have held it back.
@@ -221,18 +244,21 @@ async fn measure(
     admin: &Admin,
     reader: &Reader,
     known: &mut Known,
-    zero: Instant,
+    clock: Clock,
 ) -> Result<(Lag, Vec<PartitionLag>), LogError> {
     // The newest first: what is committed in between must not look held back.
     let newest = admin.newest(&reader.topic).await?;
     let offsets = admin.offsets(&reader.topic).await?;
     let stable = offsets.iter().map(|(partition, (_, stable))| (*partition, *stable)).collect();
     let lows = offsets.iter().map(|(partition, (low, _))| (*partition, *low)).collect();
-    let now = zero.elapsed();
+    let now = clock.now();
     known.newest.observe(&newest, now);
     known.stable.observe(&stable, now);
     let held_back = known.newest.behind(&stable, &lows, now);
     let committed = admin.committed(&reader.group, &reader.topic).await?;
-    let partitions = known.stable.behind(&committed, &lows, zero.elapsed());
+    if !std::mem::replace(&mut known.recalled, true) {
+        known.stable.recall(admin, &reader.topic, &committed, &lows, now).await?;
+    }
+    let partitions = known.stable.behind(&committed, &lows, clock.now());
     Ok((Lag::of(reader.role, reader.topic.clone(), partitions), held_back))
 }

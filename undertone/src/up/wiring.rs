@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use api::Api;
@@ -268,7 +268,7 @@ impl Given {
             readers.push(watchdog::Reader { role: "history", group: self.config.history.group.clone(), topic });
         }
         readers.extend(self.processors_reader()?);
-        let work = watchdog::run(admin, readers, self.health.clone(), self.meter.clone(), Instant::now());
+        let work = watchdog::run(admin, readers, self.health.clone(), self.meter.clone());
         let stop = self.readers.clone();
         self.readers_done.spawn(async move { stop.run_until_cancelled(work).await.unwrap_or_default() });
         Ok(())

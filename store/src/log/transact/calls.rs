@@ -2,9 +2,8 @@
 //! librdkafka 2.12.1 was seen not to come back from `rd_kafka_send_offsets_to_transaction`, whatever its time-out, when the
 //! brokers had aborted the transaction while they stood still.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use super::lock;
 
@@ -15,27 +14,41 @@ pub struct Calls(Mutex<Begun>);
 #[derive(Debug, Default)]
 struct Begun {
     last: u64,
-    at: BTreeMap<u64, Instant>,
+    under_way: BTreeSet<u64>,
 }
 
 impl Calls {
     /// Makes a call.
     pub(super) fn watch<T>(&self, call: impl FnOnce() -> T) -> T {
-        let number = {
-            let mut begun = lock(&self.0);
-            begun.last += 1;
-            let number = begun.last;
-            begun.at.insert(number, Instant::now());
-            number
-        };
-        let result = call();
-        lock(&self.0).at.remove(&number);
-        result
+        let _under_way = self.begin();
+        call()
     }
 
-    /// How long the oldest of those that are under way has taken; zero if none is.
-    pub fn oldest(&self) -> Duration {
-        lock(&self.0).at.values().next().map_or(Duration::ZERO, Instant::elapsed)
+    /// A call that is under way until this is dropped.
+    pub fn begin(&self) -> Call<'_> {
+        let mut begun = lock(&self.0);
+        begun.last += 1;
+        let number = begun.last;
+        begun.under_way.insert(number);
+        Call { calls: self, number }
+    }
+
+    /// Number of the oldest of those that are under way; no number comes twice.
+    pub fn oldest(&self) -> Option<u64> {
+        lock(&self.0).under_way.first().copied()
+    }
+}
+
+/// See [`Calls::begin`].
+#[derive(Debug)]
+pub struct Call<'a> {
+    calls: &'a Calls,
+    number: u64,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        lock(&self.calls.0).under_way.remove(&self.number);
     }
 }
 
@@ -46,13 +59,12 @@ mod tests {
     #[test]
     fn the_oldest_call_that_is_under_way_counts() {
         let calls = Calls::default();
-        assert_eq!(calls.oldest(), Duration::ZERO);
-        let outer = calls.watch(|| {
-            let inner = calls.watch(|| calls.oldest());
-            assert!(inner > Duration::ZERO);
-            calls.oldest().max(inner)
+        assert_eq!(calls.oldest(), None);
+        calls.watch(|| {
+            let outer = calls.oldest();
+            assert!(outer.is_some());
+            assert_eq!(calls.watch(|| calls.oldest()), outer);
         });
-        assert!(outer > Duration::ZERO);
-        assert_eq!(calls.oldest(), Duration::ZERO, "those that came back do not");
+        assert_eq!(calls.oldest(), None, "those that came back do not");
     }
 }

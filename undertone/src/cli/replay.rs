@@ -182,6 +182,10 @@ async fn replay_on(
         return say(&told(options, &plan, &folder, begun)?);
     }
     if !begun {
+        // A plan that cannot run would hold the name.
+        let (models, onnxruntime) = weights(config, &plan.request)?;
+        processors::Models::open(&models, &onnxruntime, &processors::Options::default())
+            .context("load the models of the replay")?;
         plan.write(&folder)?;
     }
     let spec = TopicSpec {
@@ -256,7 +260,8 @@ async fn run(
     metrics: &telemetry::Metrics,
     stop: CancellationToken,
 ) -> anyhow::Result<bool> {
-    let Request { range, tier, models, stages } = plan.request.clone();
+    let (models, onnxruntime) = weights(config, &plan.request)?;
+    let Request { range, tier, stages, .. } = plan.request.clone();
     let group = group(&options.name, &stages)?;
     let how_far = async || {
         let committed = admin.committed(&group, TURNS_RECEIVED).await.context("ask how far the replay has come")?;
@@ -272,8 +277,8 @@ async fn run(
         stages,
         // Unused: the tier comes from the turn or the replay.
         tier: TierPolicy::Fixed(tier.unwrap_or(Tier::Full)),
-        models: models.map_or_else(|| locate::models(&config.models.dir), Ok)?,
-        onnxruntime: locate::onnxruntime(&config.models.onnxruntime)?,
+        models,
+        onnxruntime,
         options: processors::Options::default(),
         limits: Limits { batch_turns_max: config.processors.batch_turns_max, ..Limits::default() },
     };
@@ -323,6 +328,12 @@ async fn run(
             }
         }
     }
+}
+
+/// The folder of the models, and the library that runs them.
+fn weights(config: &Config, request: &Request) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let models = request.models.clone().map_or_else(|| locate::models(&config.models.dir), Ok)?;
+    Ok((models, locate::onnxruntime(&config.models.onnxruntime)?))
 }
 
 /// How many turns the run has written, by its own count.

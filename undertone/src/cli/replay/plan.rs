@@ -114,6 +114,11 @@ async fn received(admin: &Admin, range: &Range) -> anyhow::Result<(Extent, i32)>
         anyhow::bail!("there is no partition {unknown}: there are {partitions}, counted from 0");
     }
     for (partition, from) in &range.from {
+        let end = extent.ends[partition];
+        anyhow::ensure!(
+            *from <= end,
+            "partition {partition} ends at offset {end}: begin there or before, not at {from}"
+        );
         extent.starts.entry(*partition).and_modify(|start| *start = (*start).max(*from));
     }
     for (partition, until) in &range.until {

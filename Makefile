@@ -10,7 +10,7 @@ LIBRARY := .cache/onnxruntime/libonnxruntime.so
 PROGRAM := $(CARGO_TARGET_DIR)/release/undertone
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo build test test-kafka check bench fuzz eval models
+.PHONY: help up demo build test test-kafka test-cassandra check bench fuzz eval models
 
 help: ## Print this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(LIBRARY) ## Run the whole test suite, on embedded parts.
 
 test-kafka: build ## Run what is about the log on an Apache Kafka, installed into .servers/ (needs Java, Maven).
 	deploy/servers/kafka with tests/kafka $(PROGRAM)
+
+test-cassandra: $(LIBRARY) ## Run what is about history on an Apache Cassandra, installed into .servers/ (needs Java, Maven).
+	deploy/servers/cassandra with tests/cassandra
 
 check: $(LIBRARY) ## Format, lints and documentation, as CI checks them.
 	$(CARGO) fmt --check

@@ -6,14 +6,22 @@
 //!
 //! Left out: what is in a turn. A value is kept as it stood in the log and is decoded by who reads it.
 
-pub mod sqlite;
+mod scylla;
+mod sqlite;
 pub mod writer;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::DatabaseError;
+use crate::cql::Keyspace;
+use crate::{DatabaseError, Durability};
 
-pub use sqlite::History;
+/// Most turns or conversations that one call returns.
+pub const PAGE_MAX: usize = 1000;
 
 /// An enriched turn as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +72,118 @@ pub struct Cursor {
     pub last_at: i64,
     /// Its id.
     pub conversation: String,
+}
+
+/// Handle on a history; clones share what is behind it.
+#[derive(Debug, Clone)]
+pub struct History(Backend);
+
+#[derive(Debug, Clone)]
+enum Backend {
+    Sqlite(sqlite::Sqlite),
+    Scylla(scylla::Scylla),
+}
+
+impl History {
+    /// Opens or creates a file, safe against kill -9 ([`Durability::Kill`]).
+    ///
+    /// # Errors
+    /// The file cannot be opened, is something else, or a newer release wrote it.
+    pub async fn open(path: &Path) -> Result<History, HistoryError> {
+        History::open_with(path, Durability::Kill).await
+    }
+
+    /// Opens or creates a file with a chosen durability.
+    ///
+    /// # Errors
+    /// As [`History::open`].
+    pub async fn open_with(path: &Path, durability: Durability) -> Result<History, HistoryError> {
+        Ok(History(Backend::Sqlite(sqlite::Sqlite::open_with(path, durability).await?)))
+    }
+
+    /// A history that ends with the process.
+    ///
+    /// # Errors
+    /// SQLite has no memory.
+    pub async fn in_memory() -> Result<History, HistoryError> {
+        Ok(History(Backend::Sqlite(sqlite::Sqlite::in_memory().await?)))
+    }
+
+    /// Opens the tables of a keyspace, and makes them where they are missing. Turns are kept for `retention_days`; for
+    /// ever without.
+    ///
+    /// # Errors
+    /// A newer release changed the tables, or the server could not serve.
+    pub async fn on_scylla(keyspace: Keyspace, retention_days: Option<NonZeroU32>) -> Result<History, HistoryError> {
+        Ok(History(Backend::Scylla(scylla::Scylla::open(keyspace, retention_days).await?)))
+    }
+
+    /// Keeps the turns. A turn that is kept already is written over by the same. After an error some may be kept (on a
+    /// file none are), and the same call may be made again.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn upsert(&self, rows: Vec<Row>) -> Result<(), HistoryError> {
+        self.keep(Arc::from(rows), "", Arc::default()).await
+    }
+
+    /// As [`History::upsert`], together with the offset up to which each partition of `topic` is kept now.
+    async fn keep(
+        &self,
+        rows: Arc<[Row]>,
+        topic: &'static str,
+        reached: Arc<BTreeMap<i32, i64>>,
+    ) -> Result<(), HistoryError> {
+        match &self.0 {
+            Backend::Sqlite(history) => history.keep(rows, topic, reached).await,
+            Backend::Scylla(history) => history.keep(&rows, topic, &reached).await,
+        }
+    }
+
+    /// The offset behind what is kept, by partition of a topic; a partition of which nothing is kept is absent.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn reached(&self, topic: &str) -> Result<BTreeMap<i32, i64>, HistoryError> {
+        match &self.0 {
+            Backend::Sqlite(history) => history.reached(topic).await,
+            Backend::Scylla(history) => history.reached(topic).await,
+        }
+    }
+
+    /// A page of a conversation's turns; empty for one that is not known. At most [`PAGE_MAX`].
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn turns(&self, conversation: &str, page: Page, limit: usize) -> Result<Vec<Row>, HistoryError> {
+        match &self.0 {
+            Backend::Sqlite(history) => history.turns(conversation, page, limit).await,
+            Backend::Scylla(history) => history.turns(conversation, page, limit).await,
+        }
+    }
+
+    /// Conversations by last activity, the latest first, after a place in that list. At most [`PAGE_MAX`]. One that
+    /// becomes active while the list is paged moves to its front and may be seen twice, never missed.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn conversations(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Conversation>, HistoryError> {
+        match &self.0 {
+            Backend::Sqlite(history) => history.conversations(after, limit).await,
+            Backend::Scylla(history) => history.conversations(after, limit).await,
+        }
+    }
+
+    /// The highest position of a conversation; `None` if it is not known.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn last_position(&self, conversation: &str) -> Result<Option<i64>, HistoryError> {
+        match &self.0 {
+            Backend::Sqlite(history) => history.last_position(conversation).await,
+            Backend::Scylla(history) => history.last_position(conversation).await,
+        }
+    }
 }
 
 /// Why history could not be read or written.

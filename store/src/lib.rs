@@ -1,11 +1,12 @@
 //! Everything that holds data outside the process: the log (Kafka), contexts, history.
 //!
-//! The one place that names rdkafka and rusqlite. Time, ids and randomness come in as arguments, except in
+//! The one place that names rdkafka, rusqlite and scylla. Time, ids and randomness come in as arguments, except in
 //! [`history::writer`], which is a role. What a backend promises about durability stands with [`Durability`].
 
 #![warn(clippy::unwrap_used)]
 
 pub mod context;
+pub mod cql;
 pub mod history;
 pub mod log;
 mod sqlite;

@@ -53,6 +53,33 @@ pub enum DatabaseError {
         /// The newest version that this release knows.
         known: i64,
     },
+    /// A newer release changed the tables.
+    #[error(
+        "the {tables} tables of keyspace {keyspace} have version {found}, this release knows {known}: run the release \
+         that changed them, or name another keyspace"
+    )]
+    NewerTables {
+        /// The keyspace.
+        keyspace: String,
+        /// Which of its tables.
+        tables: &'static str,
+        /// Their version.
+        found: i32,
+        /// The newest version that this release knows.
+        known: i32,
+    },
+    /// The server refuses us.
+    #[error("the server refuses the login, or what it may do: mend [scylla] user and password, or its grants ({0})")]
+    Login(String),
+    /// The server cannot be reached or does not serve for now. Goes by itself once it does; a write may have happened.
+    #[error("the server does not serve for now ({0})")]
+    Away(String),
+    /// More requests wait than may. Goes by itself: nothing was asked.
+    #[error("{waiting_max} requests wait for the server already: it is too slow for what is asked of it")]
+    Crowded {
+        /// How many may wait.
+        waiting_max: usize,
+    },
     /// The file is a database, but another one.
     #[error("{path} is not a database of {expected}: point the setting at another file")]
     Foreign {
@@ -78,7 +105,7 @@ pub enum DatabaseError {
     /// The file is damaged.
     #[error("the database is damaged: restore it from a backup, or move it away and rebuild ({0})")]
     Damaged(String),
-    /// Anything else that SQLite says; a fault of ours or of the disk.
+    /// Anything else that the database says; a fault of ours or of the disk.
     #[error("database: {0}")]
     Other(String),
     /// The thread behind the handle ended, because a call on it panicked.
@@ -89,7 +116,8 @@ pub enum DatabaseError {
 impl DatabaseError {
     /// Whether the same call may succeed later without anybody changing the program.
     pub fn is_transient(&self) -> bool {
-        matches!(self, DatabaseError::Full(_) | DatabaseError::Busy(_))
+        use DatabaseError::{Away, Busy, Crowded, Full};
+        matches!(self, Full(_) | Busy(_) | Away(_) | Crowded { .. })
     }
 }
 

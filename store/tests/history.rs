@@ -1,13 +1,14 @@
 //! What every history must do. Each check takes an empty one; another backend runs the same list.
 
-use store::history::{Conversation, Cursor, History, Page, Row};
+use store::history::{Conversation, Cursor, History, PAGE_MAX, Page, Row};
 use uuid::Uuid;
 
 /// Runs every check on every backend.
 macro_rules! contract {
     ($($check:ident),* $(,)?) => {
-        mod in_memory {
-            $(#[tokio::test] async fn $check() { super::$check(super::History::in_memory().await.unwrap()).await; })*
+        // In memory, or on the CQL server that `UNDERTONE_TEST_CASSANDRA` names.
+        mod chosen {
+            $(#[tokio::test] async fn $check() { super::$check(tests::history().await).await; })*
         }
         mod in_a_file {
             $(#[tokio::test] async fn $check() {
@@ -26,6 +27,9 @@ contract!(
     conversation_that_becomes_active_while_listed_is_not_missed,
     unknown_conversation_is_empty,
     page_is_bounded,
+    long_conversation_is_paged_through_from_either_end,
+    list_goes_on_over_minutes_and_days,
+    turns_are_dense_while_they_are_written,
 );
 
 fn row(conversation: &str, position: i64, at: i64) -> Row {
@@ -102,9 +106,78 @@ async fn unknown_conversation_is_empty(history: History) {
 }
 
 async fn page_is_bounded(history: History) {
-    let many = store::history::sqlite::PAGE_MAX as i64 + 5;
+    let many = PAGE_MAX as i64 + 5;
     history.upsert((1..=many).map(|position| row("c", position, position)).collect()).await.unwrap();
-    assert_eq!(positions(&history, "c", Page::After(0), usize::MAX).await.len(), store::history::sqlite::PAGE_MAX);
+    assert_eq!(positions(&history, "c", Page::After(0), usize::MAX).await.len(), PAGE_MAX);
+}
+
+async fn long_conversation_is_paged_through_from_either_end(history: History) {
+    const TURNS: i64 = 2503;
+    for part in (1..=TURNS).collect::<Vec<_>>().chunks(400) {
+        history.upsert(part.iter().map(|position| row("c", *position, *position)).collect()).await.unwrap();
+    }
+    for limit in [7, 700, PAGE_MAX] {
+        let (mut up, mut down): (Vec<i64>, Vec<i64>) = (Vec::new(), Vec::new());
+        // A page over a border of what is stored together is as long as any other.
+        while (up.len() as i64) < TURNS {
+            let page = positions(&history, "c", Page::After(up.last().copied().unwrap_or(0)), limit).await;
+            assert_eq!(page.len(), limit.min(TURNS as usize - up.len()), "above {:?}", up.last());
+            up.extend(page);
+        }
+        while (down.len() as i64) < TURNS {
+            let page = positions(&history, "c", Page::Before(down.last().copied()), limit).await;
+            assert_eq!(page.len(), limit.min(TURNS as usize - down.len()), "below {:?}", down.last());
+            down.extend(page);
+        }
+        assert_eq!(up, (1..=TURNS).collect::<Vec<_>>());
+        assert_eq!(down, (1..=TURNS).rev().collect::<Vec<_>>());
+    }
+}
+
+async fn list_goes_on_over_minutes_and_days(history: History) {
+    const HOUR: i64 = 3_600_000;
+    let start = 1_700_000_000_000;
+    let at = |n: i64| start + (n % 7) * 5 * HOUR + (n % 11) * 20_000;
+    history.upsert((0..60).map(|n| row(&format!("c{n}"), 1, at(n))).collect()).await.unwrap();
+    // Half of them are active again, and stand further up for it.
+    history.upsert((0..30).map(|n| row(&format!("c{n}"), 2, at(n) + 40 * HOUR)).collect()).await.unwrap();
+    let mut wanted: Vec<(i64, String)> =
+        (0..60).map(|n| (at(n) + if n < 30 { 40 * HOUR } else { 0 }, format!("c{n}"))).collect();
+    wanted.sort_by(|one, other| other.cmp(one));
+    for limit in [1, 7, 100] {
+        let (mut seen, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = history.conversations(cursor, limit).await.unwrap();
+            let Some(last) = page.last() else { break };
+            cursor = Some(last.cursor());
+            seen.extend(page.into_iter().map(|known| (known.last_at, known.conversation)));
+        }
+        assert_eq!(seen, wanted, "in pages of {limit}");
+    }
+}
+
+async fn turns_are_dense_while_they_are_written(history: History) {
+    let writer = tokio::spawn({
+        let history = history.clone();
+        async move {
+            for part in (1..=200).collect::<Vec<_>>().chunks(20) {
+                history
+                    .upsert(part.iter().rev().map(|position| row("c", *position, *position)).collect())
+                    .await
+                    .unwrap();
+            }
+        }
+    });
+    let mut last = 0;
+    while last < 200 {
+        let now = history.last_position("c").await.unwrap().unwrap_or(0);
+        assert!(now >= last, "{now} after {last}");
+        let page = positions(&history, "c", Page::Before(None), 50).await;
+        assert!(page.windows(2).all(|pair| pair[0] == pair[1] + 1), "dense: {page:?}");
+        assert!(page.first().is_none_or(|first| *first >= now));
+        last = now;
+    }
+    writer.await.unwrap();
 }
 
 #[tokio::test]

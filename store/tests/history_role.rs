@@ -37,7 +37,7 @@ impl House {
         });
         Admin::connect(&kafka).unwrap().create(&topics).await.unwrap();
         let producer = Producer::connect(&kafka, &ProducerLimits::default()).unwrap();
-        let history = History::in_memory().await.unwrap();
+        let history = tests::history().await;
         House { _server: server, kafka, producer, codec: Codec::embedded(), history }
     }
 
@@ -147,7 +147,7 @@ async fn history_that_lost_what_it_had_acknowledged_is_read_up_to_the_present_by
     write_to(&house.history, 5).await;
     append(6..=10).await;
     // The group commits all ten into a history that was new: the one before is now a backup of five.
-    let emptied = History::in_memory().await.unwrap();
+    let emptied = tests::history().await;
     write_to(&emptied, 10).await;
     append(11..=11).await;
     write_to(&house.history, 11).await;

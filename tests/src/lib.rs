@@ -1,6 +1,7 @@
 //! What the tests of the whole system share: a server of the log, embedded or real, Undertone's topics on it, writers
 //! and readers of turns.
 
+mod cassandra;
 mod server;
 
 pub mod fuzz;
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use cassandra::{cassandra, history};
 use schemas::{Codec, Payload, Turn};
 pub use server::Server;
 use store::log::{Admin, From, Kafka, Message, Place, Producer, ProducerLimits, Record, Tail, TopicSpec};

@@ -15,10 +15,11 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use store::cql::Scylla;
 use store::log::Kafka;
 use tempfile::TempDir;
 
-use crate::PATIENCE;
+use crate::{PATIENCE, cassandra};
 
 /// The address of the Apache Kafka that tests run on; not set, each has an embedded broker.
 const ADDRESS: &str = "UNDERTONE_TEST_KAFKA";
@@ -32,6 +33,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 pub struct Server {
     /// How to reach it.
     pub kafka: Kafka,
+    /// How to reach a keyspace of the test's own, where it runs on an Apache Cassandra.
+    pub cassandra: Option<Scylla>,
     /// The broker in this process, while it runs.
     broker: Option<Broker>,
     /// The right to use the Apache Kafka, which one test has at a time.
@@ -68,9 +71,9 @@ impl Server {
                     (turn, address)
                 });
                 let (turn, address) = turn.await.expect("empty the Kafka that UNDERTONE_TEST_KAFKA names");
-                Server { kafka: reached_at(address), broker: None, turn: Some(turn), folder }
+                Server { kafka: reached_at(address), cassandra: cassandra(), broker: None, turn: Some(turn), folder }
             }
-            _ => Server { kafka: Kafka::default(), broker: None, turn: None, folder },
+            _ => Server { kafka: Kafka::default(), cassandra: cassandra(), broker: None, turn: None, folder },
         }
     }
 

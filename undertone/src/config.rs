@@ -5,6 +5,7 @@
 //! that it was given and the files that hold secrets.
 
 mod load;
+mod scylla;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use load::{DEFAULT, Error, load, table};
+pub use scylla::Scylla;
 pub use secret::masked;
 
 /// All settings, complete.
@@ -43,6 +45,8 @@ pub struct Config {
     pub context: Context,
     /// The store of turns.
     pub history: History,
+    /// The CQL server, for what is kept there.
+    pub scylla: Scylla,
     /// Where models are.
     pub models: Models,
     /// How a stop goes.
@@ -246,23 +250,26 @@ pub enum ContextBackend {
 
 /// `[history]`.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct History {
     /// Where turns are kept.
-    #[serde(flatten)]
-    pub backend: HistoryBackend,
+    pub kind: HistoryKind,
+    /// The file; empty: under the data folder.
+    pub path: PathBuf,
+    /// How long turns are kept on a CQL server, in days; 0: for ever.
+    pub retention_days: u32,
     /// Consumer group of the writer.
     pub group: String,
 }
 
-/// Where turns are kept, by `kind`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum HistoryBackend {
+/// Where turns are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HistoryKind {
     /// One file on this machine.
-    Sqlite {
-        /// Empty: under the data folder.
-        path: PathBuf,
-    },
+    Sqlite,
+    /// The CQL server of `[scylla]`.
+    Scylla,
 }
 
 /// `[models]`.
@@ -350,8 +357,7 @@ impl Config {
 
     /// The file of the history.
     pub fn history_path(&self) -> PathBuf {
-        let HistoryBackend::Sqlite { path } = &self.history.backend;
-        or_under(path, &self.data.dir, "history.sqlite")
+        or_under(&self.history.path, &self.data.dir, "history.sqlite")
     }
 
     /// What must hold between settings; each value alone is checked by its type.
@@ -428,6 +434,9 @@ impl Config {
         processors::plan(processors::stages::ORDER, &self.processors.stages)
             .map_err(|error| Error::Value(error.to_string()))?;
         crate::telemetry::filter(&self.log.level).map_err(Error::Value)?;
+        if self.history.kind == HistoryKind::Scylla {
+            self.scylla.check()?;
+        }
         self.check_names()?;
         self.check_bots()
     }

@@ -1,6 +1,6 @@
 //! Whole pipelines in this process: they start on free ports, tell their addresses, end in order and by force, and do
 //! not meet. On the embedded broker, and on the Apache Kafka that `UNDERTONE_TEST_KAFKA` names, but for what is in
-//! `embedded`.
+//! `embedded`; with history in a file, and on the Apache Cassandra that `UNDERTONE_TEST_CASSANDRA` names.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use undertone::config::Config;
+use undertone::config::{Config, HistoryKind};
 use undertone::up::{self, Role, Running};
 
 /// Longer than anything here takes on a busy machine.
@@ -24,6 +24,13 @@ fn configured(server: &Server) -> Config {
         config.kafka.bootstrap = bootstrap.to_owned();
         config.context.only_machine = true;
         config.kafka.partitions = tests::APACHE_PARTITIONS;
+    }
+    if let Some(scylla) = &server.cassandra {
+        config.history.kind = HistoryKind::Scylla;
+        config.scylla.nodes = scylla.nodes.join(",");
+        config.scylla.keyspace.clone_from(&scylla.keyspace);
+        config.scylla.replication.clone_from(&scylla.replication);
+        config.scylla.request_ms_max = scylla.request_timeout.as_millis() as u64;
     }
     config
 }

@@ -47,7 +47,7 @@ impl Site {
             config: BTreeMap::new(),
         };
         Admin::connect(&kafka).unwrap().create(&[spec]).await.unwrap();
-        let history = History::in_memory().await.unwrap();
+        let history = tests::history().await;
         let codec = Arc::new(Codec::embedded());
         let producer = Producer::connect(&kafka, &ProducerLimits::default()).unwrap();
         let shutdown = CancellationToken::new();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Conversation, Cursor, HistoryError, Page, Row};
+use super::{Conversation, Cursor, HistoryError, PAGE_MAX, Page, Row};
 use crate::Durability;
 use crate::sqlite::{Database, Layout};
 
@@ -42,32 +42,22 @@ static LAYOUT: Layout = Layout {
     ],
 };
 
-/// Most turns or conversations that one call returns.
-pub const PAGE_MAX: usize = 1000;
 /// Threads that read beside the writer, so that a page does not wait for a batch.
 const READERS: usize = 2;
 
 /// Handle on the history; clones share its threads.
 #[derive(Debug, Clone)]
-pub struct History {
+pub(super) struct Sqlite {
     database: Database,
 }
 
-impl History {
-    /// Opens or creates the file, safe against kill -9 ([`Durability::Kill`]).
-    ///
-    /// # Errors
-    /// The file cannot be opened, is something else, or a newer release wrote it.
-    pub async fn open(path: &Path) -> Result<History, HistoryError> {
-        History::open_with(path, Durability::Kill).await
-    }
-
+impl Sqlite {
     /// Opens or creates the file with a chosen durability.
     ///
     /// # Errors
-    /// As [`History::open`].
-    pub async fn open_with(path: &Path, durability: Durability) -> Result<History, HistoryError> {
-        Ok(History { database: Database::open(path, &LAYOUT, durability, READERS).await? })
+    /// The file cannot be opened, is something else, or a newer release wrote it.
+    pub(super) async fn open_with(path: &Path, durability: Durability) -> Result<Sqlite, HistoryError> {
+        Ok(Sqlite { database: Database::open(path, &LAYOUT, durability, READERS).await? })
     }
 
     /// A history that ends with the process.
@@ -75,19 +65,11 @@ impl History {
     /// # Errors
     /// SQLite has no memory.
     #[expect(clippy::unused_async, reason = "opened like a file, so that callers can choose either")]
-    pub async fn in_memory() -> Result<History, HistoryError> {
-        Ok(History { database: Database::in_memory(&LAYOUT)? })
+    pub(super) async fn in_memory() -> Result<Sqlite, HistoryError> {
+        Ok(Sqlite { database: Database::in_memory(&LAYOUT)? })
     }
 
-    /// Keeps the turns, all or none. A turn that is kept already is written over by the same.
-    ///
-    /// # Errors
-    /// The database could not serve.
-    pub async fn upsert(&self, rows: Vec<Row>) -> Result<(), HistoryError> {
-        self.keep(Arc::from(rows), "", Arc::default()).await
-    }
-
-    /// As [`History::upsert`], together with the offset up to which each partition of `topic` is kept now.
+    /// See [`super::History::upsert`].
     pub(super) async fn keep(
         &self,
         rows: Arc<[Row]>,
@@ -108,11 +90,8 @@ impl History {
             .await
     }
 
-    /// The offset behind what is kept, by partition of a topic; a partition of which nothing is kept is absent.
-    ///
-    /// # Errors
-    /// The database could not serve.
-    pub async fn reached(&self, topic: &str) -> Result<BTreeMap<i32, i64>, HistoryError> {
+    /// See [`super::History::reached`].
+    pub(super) async fn reached(&self, topic: &str) -> Result<BTreeMap<i32, i64>, HistoryError> {
         let topic = topic.to_owned();
         self.database
             .read(move |transaction| {
@@ -124,11 +103,8 @@ impl History {
             .await
     }
 
-    /// A page of a conversation's turns; empty for one that is not known. At most [`PAGE_MAX`].
-    ///
-    /// # Errors
-    /// The database could not serve.
-    pub async fn turns(&self, conversation: &str, page: Page, limit: usize) -> Result<Vec<Row>, HistoryError> {
+    /// See [`super::History::turns`].
+    pub(super) async fn turns(&self, conversation: &str, page: Page, limit: usize) -> Result<Vec<Row>, HistoryError> {
         let conversation = conversation.to_owned();
         let (sql, bound) = match page {
             Page::Before(below) => (
@@ -162,12 +138,12 @@ impl History {
             .await
     }
 
-    /// Conversations by last activity, the latest first, after a place in that list. At most [`PAGE_MAX`]. One that
-    /// becomes active while the list is paged moves to its front and may be seen twice, never missed.
-    ///
-    /// # Errors
-    /// The database could not serve.
-    pub async fn conversations(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Conversation>, HistoryError> {
+    /// See [`super::History::conversations`].
+    pub(super) async fn conversations(
+        &self,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Vec<Conversation>, HistoryError> {
         let limit = limit.min(PAGE_MAX);
         self.database
             .read(move |transaction| {
@@ -196,11 +172,8 @@ impl History {
             .await
     }
 
-    /// The highest position of a conversation; `None` if it is not known.
-    ///
-    /// # Errors
-    /// The database could not serve.
-    pub async fn last_position(&self, conversation: &str) -> Result<Option<i64>, HistoryError> {
+    /// See [`super::History::last_position`].
+    pub(super) async fn last_position(&self, conversation: &str) -> Result<Option<i64>, HistoryError> {
         let conversation = conversation.to_owned();
         self.database
             .read(move |transaction| {

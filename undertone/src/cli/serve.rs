@@ -79,8 +79,8 @@ fn temporary(config: &mut Config) -> anyhow::Result<tempfile::TempDir> {
     broker.dir = Default::default();
     let crate::config::ContextBackend::Sqlite { path } = &mut config.context.backend;
     *path = Default::default();
-    let crate::config::HistoryBackend::Sqlite { path } = &mut config.history.backend;
-    *path = Default::default();
+    config.history.kind = crate::config::HistoryKind::Sqlite;
+    config.history.path = Default::default();
     Ok(dir)
 }
 

@@ -1,8 +1,9 @@
 //! How each role is given what it needs: the settings translated, the clients connected, the task watched.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use api::Api;
@@ -15,6 +16,7 @@ use schemas::{Codec, Spans, Tier};
 use secrecy::ExposeSecret as _;
 use store::Durability;
 use store::context::Contexts;
+use store::cql::Keyspace;
 use store::history::{History, writer};
 use store::log::{Admin, Kafka, Producer, ProducerLimits};
 use tokio::sync::mpsc;
@@ -23,9 +25,12 @@ use tokio_util::sync::CancellationToken;
 use super::roles::{Failed, Role, Tasks};
 use super::watchdog;
 use crate::admin::Facts;
-use crate::config::{self, Config, Fsync};
+use crate::config::{self, Config, Fsync, HistoryKind};
 use crate::health::{Health, State};
 use crate::{locate, topics};
+
+/// Pause between two tries to reach the CQL server at the start.
+const SCYLLA_RETRY: Duration = Duration::from_millis(500);
 
 /// What every role is given.
 pub(super) struct Given {
@@ -109,9 +114,39 @@ impl Given {
         if !self.plays(Role::History) && !self.plays(Role::Api) {
             return Ok(None);
         }
-        let path = self.config.history_path();
-        let history = History::open_with(&path, durability(&self.config)).await;
+        let history = match self.config.history.kind {
+            HistoryKind::Sqlite => History::open_with(&self.config.history_path(), durability(&self.config)).await,
+            HistoryKind::Scylla => {
+                let keyspace = self.connect_scylla().await?;
+                History::on_scylla(keyspace, NonZeroU32::new(self.config.history.retention_days)).await
+            }
+        };
         Ok(Some(history.context("open the history (settings: [history])")?))
+    }
+
+    /// Connects to the CQL server, and tries again while it is away.
+    async fn connect_scylla(&self) -> anyhow::Result<Keyspace> {
+        let settings = self.config.scylla.settings();
+        let patience = Duration::from_secs(self.config.scylla.connect_seconds_max);
+        let begun = Instant::now();
+        loop {
+            match Keyspace::connect(&settings).await {
+                Ok(keyspace) => {
+                    self.health.set("scylla", State::Ready);
+                    return Ok(keyspace);
+                }
+                Err(error) if error.is_transient() && begun.elapsed() < patience => {
+                    self.health.set("scylla", State::Unwell(error.to_string()));
+                    tracing::warn!(nodes = settings.nodes.join(","), %error, "no CQL server answers; trying again");
+                    tokio::time::sleep(SCYLLA_RETRY).await;
+                }
+                Err(error) => {
+                    let nodes = settings.nodes.join(", ");
+                    return Err(error)
+                        .with_context(|| format!("connect to the CQL server at {nodes} (settings: [scylla])"));
+                }
+            }
+        }
     }
 
     pub(super) fn start_history(&self, history: History) -> anyhow::Result<()> {

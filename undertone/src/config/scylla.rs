@@ -1,0 +1,77 @@
+//! `[scylla]`: the CQL server.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+
+use super::{Error, conflict};
+
+/// `[scylla]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scylla {
+    /// host:port,host:port of some of the nodes.
+    pub nodes: String,
+    /// The keyspace.
+    pub keyspace: String,
+    /// Replication of a keyspace that is created, as CQL writes it.
+    pub replication: String,
+    /// The data centre whose nodes are asked; empty: the only one.
+    pub datacenter: String,
+    /// Who we are; empty: the server does not ask.
+    pub user: String,
+    /// Its password.
+    pub password: SecretString,
+    /// Requests under way at a time.
+    pub requests_max: usize,
+    /// Requests that wait.
+    pub requests_waiting_max: usize,
+    /// Longest request, in milliseconds.
+    pub request_ms_max: u64,
+    /// Patience with a server out of reach at the start, in seconds.
+    pub connect_seconds_max: u64,
+}
+
+impl Scylla {
+    /// How the store reaches it.
+    pub fn settings(&self) -> store::cql::Scylla {
+        let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        store::cql::Scylla {
+            nodes: self.nodes.split(',').map(|node| node.trim().to_owned()).filter(|node| !node.is_empty()).collect(),
+            keyspace: self.keyspace.clone(),
+            login: named(&self.user).map(|user| (user, self.password.expose_secret().to_owned())),
+            datacenter: named(&self.datacenter),
+            replication: self.replication.clone(),
+            requests_max: self.requests_max,
+            requests_waiting_max: self.requests_waiting_max,
+            request_timeout: Duration::from_millis(self.request_ms_max),
+        }
+    }
+
+    /// What must hold where it is used.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let settings = self.settings();
+        let is_address = |node: &String| {
+            node.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        if settings.nodes.is_empty() || !settings.nodes.iter().all(is_address) {
+            return conflict(
+                format!("[scylla] nodes = \"{}\" is no list of addresses", self.nodes),
+                "give host:port,host:port of some nodes".to_owned(),
+            );
+        }
+        if !self.replication.trim().starts_with('{') || self.replication.contains(';') {
+            return conflict(
+                format!("[scylla] replication = \"{}\" is not what CQL calls a map", self.replication),
+                "write it as in {'class': 'NetworkTopologyStrategy', 'replication_factor': 3}".to_owned(),
+            );
+        }
+        for (key, value) in [("requests_max", self.requests_max as u64), ("request_ms_max", self.request_ms_max)] {
+            if value == 0 {
+                return conflict(format!("[scylla] {key} = 0 is too small"), "give 1 or more".to_owned());
+            }
+        }
+        Ok(())
+    }
+}

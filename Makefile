@@ -25,6 +25,7 @@ build: $(LIBRARY) ## Build the program: target/release/undertone.
 	$(CARGO) build --release --locked -p undertone
 
 test: $(LIBRARY) ## Run the whole test suite, on embedded parts.
+	$(CARGO) fetch --locked
 	$(CARGO) test --workspace --locked
 
 test-kafka: build ## Run what is about the log on an Apache Kafka, installed into .servers/ (needs Java, Maven).

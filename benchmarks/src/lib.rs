@@ -5,6 +5,9 @@
 
 pub mod broker;
 pub mod faults;
+mod figures;
+pub mod history;
+mod latency;
 pub mod pipeline;
 pub mod texts;
 

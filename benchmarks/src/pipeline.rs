@@ -10,19 +10,17 @@ mod conversations;
 mod filled;
 mod forward;
 mod hop;
-mod latency;
 mod load;
 mod processes;
 mod program;
-mod report;
 mod site;
 mod socket;
 mod stages;
 
 use clap::ValueEnum;
 
+use crate::figures::Report;
 use crate::{Outcome, Undertone};
-use report::Report;
 
 /// What to run.
 #[derive(Debug, Clone, clap::Args)]

@@ -8,6 +8,7 @@
 
 mod scylla;
 mod sqlite;
+pub mod verify;
 pub mod writer;
 
 use std::collections::BTreeMap;

@@ -5,6 +5,7 @@ mod bench;
 mod commands;
 mod doctor;
 mod eval;
+mod history;
 mod models;
 mod rejects;
 mod replay;
@@ -99,6 +100,9 @@ enum Command {
     /// Show or rebuild what is known of conversations.
     #[command(subcommand)]
     Contexts(ContextsCommand),
+    /// Compare what is kept of turns with the log.
+    #[command(subcommand)]
+    History(history::HistoryCommand),
     /// List, show or drive in again the inputs at fault, while the log runs.
     #[command(subcommand)]
     Rejects(rejects::RejectsCommand),
@@ -263,6 +267,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Contexts(ContextsCommand::Rebuild { forget }) => models::contexts_rebuild(settings.load()?, forget),
         Command::Replay(options) => replay::replay(&settings.load()?, &options),
         Command::Bench { command, json } => bench::bench(settings, &command, json),
+        Command::History(command) => history::history(settings, &command),
         Command::Rejects(command) => rejects::rejects(&settings.load()?, command),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "undertone", &mut std::io::stdout());

@@ -5,6 +5,7 @@
 //! no half-alive one. [`Running::stop`] drains: what was acknowledged is in the log, what was begun is finished.
 //! [`Running::kill`], like dropping it, ends as a crash does.
 
+mod databases;
 mod http;
 mod roles;
 mod watchdog;
@@ -21,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::health::Health;
+pub(crate) use databases::{durability, open_history};
 pub use roles::{Failed, Role};
-pub(crate) use wiring::durability;
 
 /// How long the start waits for roles that are still getting ready, such as for a group to give them their partitions;
 /// after that `/readyz` goes on telling what they wait for.

@@ -7,8 +7,8 @@ use schemas::Tier;
 use super::Given;
 use super::filled::load;
 use super::load::{record, texts, turn};
-use super::report::{Aim, Report, progress};
 use super::site::Site;
+use crate::figures::{Aim, Report, progress};
 
 /// Conversations under way at a time.
 const AT_A_TIME: usize = 8;

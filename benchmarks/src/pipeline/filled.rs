@@ -9,8 +9,8 @@ use store::log::Record;
 
 use super::Given;
 use super::load::{record, texts, turn};
-use super::report::{Aim, Report, progress};
 use super::site::{Load, Site};
+use crate::figures::{Aim, Report, progress};
 
 /// Texts of the full tier: some seconds of work on two cores.
 const FULL_TEXTS: usize = 4000;

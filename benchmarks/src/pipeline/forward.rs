@@ -8,8 +8,8 @@ use super::Given;
 use super::bare::{Loop, Terms};
 use super::filled::records;
 use super::load::texts;
-use super::report::{Aim, Report, progress};
 use super::site::Site;
+use crate::figures::{Aim, Report, progress};
 
 const RECORDS: usize = 300_000;
 

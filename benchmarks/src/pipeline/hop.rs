@@ -16,10 +16,10 @@ use schemas::{Codec, Tier};
 
 use super::Given;
 use super::bare::{self, Loop, Terms};
-use super::latency::{Latencies, Schedule, clock, sleep_until};
 use super::load::turn;
-use super::report::{Aim, Report, progress};
 use super::site::{PARTITIONS, Site};
+use crate::figures::{Aim, Report, progress};
+use crate::latency::{Latencies, Schedule, clock, sleep_until};
 
 const PER_SECOND: u64 = 1000;
 /// Conversations that the turns belong to in turn.

@@ -13,7 +13,7 @@ use store::log::{Admin, Kafka, Producer, ProducerLimits};
 use super::Given;
 use super::load::{record, texts, turn};
 use super::program::{Launch, Program, cores};
-use super::report::{Aim, Report, progress};
+use crate::figures::{Aim, Report, progress};
 
 /// Turns in the topic: some seconds of work for two cores.
 const TURNS: usize = 4000;

@@ -14,10 +14,10 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Given;
-use super::latency::{Latencies, Schedule, clock, sleep_until};
 use super::load::texts;
 use super::program::{Launch, Program};
-use super::report::{Aim, Report, progress};
+use crate::figures::{Aim, Report, progress};
+use crate::latency::{Latencies, Schedule, clock, sleep_until};
 
 const PER_SECOND: u64 = 500;
 const CHATS: u64 = 100;

@@ -10,7 +10,7 @@ use schemas::{Codec, Stamp, Tier, Turn};
 
 use super::Given;
 use super::load::{texts, turn};
-use super::report::{Aim, Report};
+use crate::figures::{Aim, Report};
 
 /// Distinct texts: nothing that remembers short texts helps.
 const TEXTS: usize = 20_000;

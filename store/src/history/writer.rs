@@ -232,7 +232,7 @@ impl Writer {
 }
 
 /// What is kept of an enriched turn; a reject if it is none.
-fn row(codec: &Codec, message: Message) -> Result<Row, Box<Reject>> {
+pub(super) fn row(codec: &Codec, message: Message) -> Result<Row, Box<Reject>> {
     let decoded = codec.decode::<Turn>(message.value.as_deref().unwrap_or_default());
     let turn = match decoded {
         Ok(turn) => turn,

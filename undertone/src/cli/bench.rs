@@ -16,6 +16,8 @@ pub(super) enum BenchCommand {
     Broker(benchmarks::broker::Options),
     /// Kill, stop and add processes under load; then count what was lost, doubled or out of order.
     Faults(benchmarks::faults::Options),
+    /// The history: turns written and pages read, in a file and beside it on a CQL server.
+    History(benchmarks::history::Options),
     /// Throughput and latency of the pipeline beside its peers.
     Pipeline(benchmarks::pipeline::Options),
 }
@@ -26,6 +28,7 @@ pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> 
         BenchCommand::Faults(options) => benchmarks::faults::run(options, &undertone(settings)?, &mut |line| {
             let _ = writeln!(std::io::stderr(), "{line}");
         }),
+        BenchCommand::History(options) => benchmarks::history::run(options),
         BenchCommand::Pipeline(options) => benchmarks::pipeline::run(options, &undertone(settings)?),
     }?;
     if json {

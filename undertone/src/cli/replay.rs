@@ -142,7 +142,7 @@ pub(super) fn replay(config: &Config, options: &Options) -> anyhow::Result<ExitC
 }
 
 /// The log: an outside one, or the embedded one, whether or not it runs.
-async fn reach(config: &Config) -> anyhow::Result<(Kafka, Option<Running>)> {
+pub(super) async fn reach(config: &Config) -> anyhow::Result<(Kafka, Option<Running>)> {
     let mut kafka = up::kafka_of(config);
     if !config.is_embedded() {
         return Ok((kafka, None));

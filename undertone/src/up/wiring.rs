@@ -1,9 +1,8 @@
 //! How each role is given what it needs: the settings translated, the clients connected, the task watched.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use api::Api;
@@ -14,23 +13,19 @@ use opentelemetry::metrics::Meter;
 use processors::TierPolicy;
 use schemas::{Codec, Spans, Tier};
 use secrecy::ExposeSecret as _;
-use store::Durability;
 use store::context::Contexts;
-use store::cql::Keyspace;
 use store::history::{History, writer};
 use store::log::{Admin, Kafka, Producer, ProducerLimits};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::databases::{durability, open_history};
 use super::roles::{Failed, Role, Tasks};
 use super::watchdog;
 use crate::admin::Facts;
-use crate::config::{self, Config, Fsync, HistoryKind};
+use crate::config::{self, Config};
 use crate::health::{Health, State};
 use crate::{locate, topics};
-
-/// Pause between two tries to reach the CQL server at the start.
-const SCYLLA_RETRY: Duration = Duration::from_millis(500);
 
 /// What every role is given.
 pub(super) struct Given {
@@ -55,14 +50,6 @@ pub(crate) fn kafka(config: &Config, broker: Option<&Broker>) -> Kafka {
         bootstrap: broker.map_or_else(|| config.kafka.bootstrap.clone(), Broker::bootstrap),
         client_id: format!("undertone-{}", config.kafka.instance),
         properties: properties.map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect(),
-    }
-}
-
-/// What the stores must survive: as much as the log's acknowledgement does, or they fall behind it.
-pub(crate) fn durability(config: &Config) -> Durability {
-    match (config.is_embedded(), config.broker.fsync) {
-        (true, Fsync::Interval) => Durability::Kill,
-        _ => Durability::Power,
     }
 }
 
@@ -114,39 +101,7 @@ impl Given {
         if !self.plays(Role::History) && !self.plays(Role::Api) {
             return Ok(None);
         }
-        let history = match self.config.history.kind {
-            HistoryKind::Sqlite => History::open_with(&self.config.history_path(), durability(&self.config)).await,
-            HistoryKind::Scylla => {
-                let keyspace = self.connect_scylla().await?;
-                History::on_scylla(keyspace, NonZeroU32::new(self.config.history.retention_days)).await
-            }
-        };
-        Ok(Some(history.context("open the history (settings: [history])")?))
-    }
-
-    /// Connects to the CQL server, and tries again while it is away.
-    async fn connect_scylla(&self) -> anyhow::Result<Keyspace> {
-        let settings = self.config.scylla.settings();
-        let patience = Duration::from_secs(self.config.scylla.connect_seconds_max);
-        let begun = Instant::now();
-        loop {
-            match Keyspace::connect(&settings).await {
-                Ok(keyspace) => {
-                    self.health.set("scylla", State::Ready);
-                    return Ok(keyspace);
-                }
-                Err(error) if error.is_transient() && begun.elapsed() < patience => {
-                    self.health.set("scylla", State::Unwell(error.to_string()));
-                    tracing::warn!(nodes = settings.nodes.join(","), %error, "no CQL server answers; trying again");
-                    tokio::time::sleep(SCYLLA_RETRY).await;
-                }
-                Err(error) => {
-                    let nodes = settings.nodes.join(", ");
-                    return Err(error)
-                        .with_context(|| format!("connect to the CQL server at {nodes} (settings: [scylla])"));
-                }
-            }
-        }
+        open_history(&self.config, &self.health).await.map(Some)
     }
 
     pub(super) fn start_history(&self, history: History) -> anyhow::Result<()> {

@@ -9,27 +9,27 @@ use hdrhistogram::Histogram;
 const LONGEST_US: u64 = 60_000_000;
 
 /// Time since the first call in this process, so that a moment can travel in a record.
-pub(super) fn clock() -> Duration {
+pub(crate) fn clock() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
 }
 
 /// The moments at which things are due.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Schedule {
-    pub(super) start: Duration,
-    pub(super) per_second: u64,
+pub(crate) struct Schedule {
+    pub(crate) start: Duration,
+    pub(crate) per_second: u64,
 }
 
 impl Schedule {
     /// When number `n` is due.
-    pub(super) fn due(self, n: u64) -> Duration {
+    pub(crate) fn due(self, n: u64) -> Duration {
         self.start + Duration::from_nanos(n * 1_000_000_000 / self.per_second)
     }
 }
 
 /// Blocks until a moment. The last stretch is waited for in short sleeps, because a long one oversleeps.
-pub(super) fn sleep_until(moment: Duration) {
+pub(crate) fn sleep_until(moment: Duration) {
     loop {
         let left = moment.saturating_sub(clock());
         if left.is_zero() {
@@ -41,28 +41,28 @@ pub(super) fn sleep_until(moment: Duration) {
 
 /// Latencies of one run.
 #[derive(Debug)]
-pub(super) struct Latencies(Histogram<u64>);
+pub(crate) struct Latencies(Histogram<u64>);
 
 impl Latencies {
-    pub(super) fn new() -> Latencies {
+    pub(crate) fn new() -> Latencies {
         Latencies(Histogram::new_with_bounds(1, LONGEST_US, 3).expect("the bounds are in order"))
     }
 
-    pub(super) fn note(&mut self, latency: Duration) {
+    pub(crate) fn note(&mut self, latency: Duration) {
         self.0.saturating_record((latency.as_micros() as u64).max(1));
     }
 
-    pub(super) fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.0.len()
     }
 
     /// A share of the latencies is at most this, in milliseconds.
-    pub(super) fn quantile_ms(&self, share: f64) -> f64 {
+    pub(crate) fn quantile_ms(&self, share: f64) -> f64 {
         self.0.value_at_quantile(share) as f64 / 1000.0
     }
 
     /// The longest, in milliseconds.
-    pub(super) fn max_ms(&self) -> f64 {
+    pub(crate) fn max_ms(&self) -> f64 {
         self.0.max() as f64 / 1000.0
     }
 }

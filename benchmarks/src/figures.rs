@@ -8,7 +8,7 @@ use crate::Outcome;
 
 /// What a figure should be.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Aim {
+pub(crate) enum Aim {
     AtLeast(f64),
     AtMost(f64),
     /// It stands there for comparison.
@@ -26,12 +26,12 @@ struct Figure {
 
 /// All figures, in the order in which they came.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     figures: Vec<Figure>,
 }
 
 /// The middle of some values; of an even number the lower one of the two.
-pub(super) fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
@@ -60,18 +60,18 @@ impl Figure {
 }
 
 impl Report {
-    pub(super) fn new() -> Report {
+    pub(crate) fn new() -> Report {
         Report { figures: Vec::new() }
     }
 
     /// Adds a figure with the values of its runs; `peer` says what stands beside it.
-    pub(super) fn add(&mut self, key: &'static str, aim: Aim, runs: &[f64], peer: impl Into<String>) {
+    pub(crate) fn add(&mut self, key: &'static str, aim: Aim, runs: &[f64], peer: impl Into<String>) {
         let figure = Figure { key, aim, peer: peer.into(), runs: runs.to_vec() };
         progress(&format!("{key} {} {}", short(figure.value()), figure.aim()));
         self.figures.push(figure);
     }
 
-    pub(super) fn outcome(&self) -> Outcome {
+    pub(crate) fn outcome(&self) -> Outcome {
         Outcome { text: self.text(), json: self.json(), passed: true }
     }
 
@@ -117,7 +117,7 @@ impl Report {
 }
 
 /// Three digits that count, and no exponent.
-pub(super) fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value.abs() {
         large if large >= 100.0 => format!("{value:.0}"),
         medium if medium >= 10.0 => format!("{value:.1}"),
@@ -127,8 +127,8 @@ pub(super) fn short(value: f64) -> String {
 
 /// Tells whoever waits.
 #[expect(clippy::print_stderr, reason = "a person waits for minutes; the report itself goes to standard output")]
-pub(super) fn progress(line: &str) {
-    eprintln!("pipeline: {line}");
+pub(crate) fn progress(line: &str) {
+    eprintln!("bench: {line}");
 }
 
 #[cfg(test)]

@@ -1,0 +1,126 @@
+//! What only a CQL server shows: migrations, retention, bounds, and a server that is away. Run by
+//! `deploy/servers/cassandra with tests/cassandra`, and not by `make test`: it needs `UNDERTONE_TEST_CASSANDRA`.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use store::DatabaseError;
+use store::cql::{Keyspace, Scylla};
+use store::history::{History, HistoryError, Page, Row};
+use uuid::Uuid;
+
+fn settings() -> Scylla {
+    tests::cassandra().expect("UNDERTONE_TEST_CASSANDRA is set: run this with deploy/servers/cassandra")
+}
+
+async fn open(settings: &Scylla, retention_days: u32) -> Result<History, HistoryError> {
+    let keyspace = Keyspace::connect(settings).await?;
+    History::on_scylla(keyspace, NonZeroU32::new(retention_days)).await
+}
+
+/// Another client of the server.
+async fn session(settings: &Scylla) -> Session {
+    SessionBuilder::new().known_nodes(&settings.nodes).use_keyspace(&settings.keyspace, false).build().await.unwrap()
+}
+
+fn row(position: i64) -> Row {
+    Row {
+        conversation: "c".to_owned(),
+        position,
+        id: Uuid::nil(),
+        at: 1_700_000_000_000 + position,
+        value: vec![7; 100],
+    }
+}
+
+#[tokio::test]
+async fn processes_that_start_at_once_make_the_tables_once() {
+    let settings = settings();
+    let opened = join_all((0..4).map(|_| open(&settings, 0))).await;
+    for (number, history) in opened.into_iter().enumerate() {
+        history.unwrap().upsert(vec![row(number as i64 + 1)]).await.unwrap();
+    }
+    let session = session(&settings).await;
+    let versions = session.query_unpaged("SELECT name, version FROM versions", ()).await.unwrap();
+    let versions = versions.into_rows_result().unwrap();
+    let versions: Vec<(String, i32)> = versions.rows().unwrap().map(Result::unwrap).collect();
+    assert_eq!(versions, [("history".to_owned(), 1)]);
+    let locks = session.query_unpaged("SELECT name FROM locks", ()).await.unwrap().into_rows_result().unwrap();
+    assert_eq!(locks.rows_num(), 0, "the lock is let go");
+}
+
+#[tokio::test]
+async fn tables_of_a_newer_release_are_left_alone() {
+    let settings = settings();
+    open(&settings, 0).await.unwrap();
+    session(&settings)
+        .await
+        .query_unpaged("UPDATE versions SET version = 99 WHERE name = 'history'", ())
+        .await
+        .unwrap();
+    let HistoryError::Database(error) = open(&settings, 0).await.unwrap_err();
+    assert!(matches!(error, DatabaseError::NewerTables { found: 99, known: 1, .. }), "{error}");
+    assert!(!error.is_transient());
+}
+
+#[tokio::test]
+async fn turns_live_as_long_as_the_setting_says_and_it_can_be_changed() {
+    let settings = settings();
+    let time_to_live = async |session: &Session| {
+        let query = "SELECT TTL(value) FROM turns WHERE conversation = 'c' AND bucket = 0 AND position = 1";
+        let rows = session.query_unpaged(query, ()).await.unwrap().into_rows_result().unwrap();
+        rows.single_row::<(Option<i32>,)>().unwrap().0
+    };
+    let session_of = async || session(&settings).await;
+    open(&settings, 7).await.unwrap().upsert(vec![row(1)]).await.unwrap();
+    let week = 7 * 24 * 3600;
+    assert!(time_to_live(&session_of().await).await.is_some_and(|left| left > week - 3600 && left <= week));
+    let history = open(&settings, 0).await.unwrap();
+    history.upsert(vec![row(1)]).await.unwrap();
+    assert_eq!(time_to_live(&session_of().await).await, None);
+}
+
+#[tokio::test]
+async fn what_retention_took_is_passed_over_from_either_end() {
+    let settings = settings();
+    let history = open(&settings, 0).await.unwrap();
+    for part in (1..=6500).collect::<Vec<i64>>().chunks(500) {
+        history.upsert(part.iter().copied().map(row).collect()).await.unwrap();
+    }
+    let session = session(&settings).await;
+    for bucket in 0..4i64 {
+        session.query_unpaged("DELETE FROM turns WHERE conversation = 'c' AND bucket = ?", (bucket,)).await.unwrap();
+    }
+    let positions = async |page, limit| {
+        let rows = history.turns("c", page, limit).await.unwrap();
+        rows.iter().map(|row| row.position).collect::<Vec<_>>()
+    };
+    assert_eq!(positions(Page::After(0), 3).await, [4001, 4002, 4003]);
+    assert_eq!(positions(Page::After(4998), 4).await, [4999, 5000, 5001, 5002]);
+    assert_eq!(positions(Page::Before(Some(4003)), 9).await, [4002, 4001]);
+    assert_eq!(positions(Page::Before(Some(2000)), 9).await, [0; 0]);
+}
+
+#[tokio::test]
+async fn what_is_too_much_is_said_at_once_and_the_rest_is_served() {
+    let settings = Scylla { requests_max: 1, requests_waiting_max: 2, ..settings() };
+    let history = open(&settings, 0).await.unwrap();
+    let answers = join_all((0..20).map(|_| history.last_position("c"))).await;
+    let (served, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    assert_eq!((served.len(), refused.len()), (3, 17), "one under way and two that wait");
+    for error in refused.into_iter().map(Result::unwrap_err) {
+        assert!(error.is_transient() && error.to_string().contains("2 requests wait"), "{error}");
+    }
+    history.last_position("c").await.unwrap();
+}
+
+#[tokio::test]
+async fn server_that_is_away_is_said_to_be_away() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let settings = Scylla { nodes: vec![nobody.to_string()], request_timeout: Duration::from_secs(2), ..settings() };
+    let error = Keyspace::connect(&settings).await.unwrap_err();
+    assert!(matches!(error, DatabaseError::Away(_)) && error.is_transient(), "{error}");
+}

@@ -1,0 +1,60 @@
+//! The databases that the settings name, opened: for the roles, and for the commands that work beside them.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use store::Durability;
+use store::cql::Keyspace;
+use store::history::History;
+
+use crate::config::{Config, Fsync, HistoryKind};
+use crate::health::{Health, State};
+
+/// Pause between two tries to reach the CQL server at the start.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What the stores must survive: as much as the log's acknowledgement does, or they fall behind it.
+pub(crate) fn durability(config: &Config) -> Durability {
+    match (config.is_embedded(), config.broker.fsync) {
+        (true, Fsync::Interval) => Durability::Kill,
+        _ => Durability::Power,
+    }
+}
+
+/// Opens the history.
+pub(crate) async fn open_history(config: &Config, health: &Health) -> anyhow::Result<History> {
+    let history = match config.history.kind {
+        HistoryKind::Sqlite => History::open_with(&config.history_path(), durability(config)).await,
+        HistoryKind::Scylla => {
+            let keyspace = connect_scylla(config, health).await?;
+            History::on_scylla(keyspace, NonZeroU32::new(config.history.retention_days)).await
+        }
+    };
+    history.context("open the history (settings: [history])")
+}
+
+/// Connects to the CQL server, and tries again while it is away.
+async fn connect_scylla(config: &Config, health: &Health) -> anyhow::Result<Keyspace> {
+    let settings = config.scylla.settings();
+    let patience = Duration::from_secs(config.scylla.connect_seconds_max);
+    let begun = Instant::now();
+    loop {
+        match Keyspace::connect(&settings).await {
+            Ok(keyspace) => {
+                health.set("scylla", State::Ready);
+                return Ok(keyspace);
+            }
+            Err(error) if error.is_transient() && begun.elapsed() < patience => {
+                health.set("scylla", State::Unwell(error.to_string()));
+                tracing::warn!(nodes = settings.nodes.join(","), %error, "no CQL server answers; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => {
+                let nodes = settings.nodes.join(", ");
+                return Err(error)
+                    .with_context(|| format!("connect to the CQL server at {nodes} (settings: [scylla])"));
+            }
+        }
+    }
+}

@@ -177,6 +177,7 @@ fn row(conversation: &str, position: i64, value: &[u8]) -> Row {
         id: Uuid::new_v5(&Uuid::nil(), &position.to_be_bytes()),
         // A turn a second.
         at: 1_700_000_000_000 + position * 1000,
+        person: Some(format!("bench:{}", position % 7)),
         value: value.to_vec(),
     }
 }

@@ -61,6 +61,11 @@ pub struct Turn {
 }
 
 impl Turn {
+    /// Who said it, named alike in all conversations of a source: `SOURCE:SENDER`.
+    pub fn person(&self) -> Option<String> {
+        Some(format!("{}:{}", self.source, self.sender.as_ref()?.id))
+    }
+
     /// A message with nothing known of it but where it was said, by whom, and the words; `at` in milliseconds since the
     /// Unix epoch. Whoever knows more sets it.
     pub fn message(

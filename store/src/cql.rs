@@ -25,11 +25,16 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::unprepared::Statement;
 use scylla::statement::{Consistency, SerialConsistency};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::DatabaseError;
 
 /// How long a change of the schema may take.
 const SCHEMA_TIMEOUT: Duration = Duration::from_secs(60);
+/// A table that another process made a moment ago is not known to every node at once; after this it is missing.
+const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+/// Pause between two looks at whether it is.
+const SETTLE_LOOK: Duration = Duration::from_millis(100);
 /// Rows that the server sends at a time.
 const PAGE_ROWS: i32 = 500;
 
@@ -169,7 +174,16 @@ impl Keyspace {
 
     /// Prepares a statement about tables of this keyspace: `{}` stands for it.
     pub(crate) async fn prepare(&self, statement: &str) -> Result<PreparedStatement, DatabaseError> {
-        let mut prepared = self.0.session.prepare(self.spell(statement)).await?;
+        let (statement, begun) = (self.spell(statement), Instant::now());
+        let mut prepared = loop {
+            match self.0.session.prepare(statement.as_str()).await {
+                Ok(prepared) => break prepared,
+                Err(error) if is_invalid(&error) && begun.elapsed() < SETTLE_WITHIN => {
+                    tokio::time::sleep(SETTLE_LOOK).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
         // Every statement says what is to be, so that the driver may try it again on another node.
         prepared.set_is_idempotent(true);
         prepared.set_page_size(PAGE_ROWS);
@@ -314,6 +328,12 @@ impl From<NewSessionError> for DatabaseError {
             _ => DatabaseError::Away(text),
         }
     }
+}
+
+/// Whether the server understands the statement, but not what it is about.
+fn is_invalid(error: &PrepareError) -> bool {
+    let PrepareError::AllAttemptsFailed { first_attempt } = error else { return false };
+    matches!(first_attempt, RequestAttemptError::DbError(DbError::Invalid, _))
 }
 
 /// What the last of the nodes that were asked said.

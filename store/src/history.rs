@@ -1,7 +1,7 @@
 //! History: enriched turns by conversation and position, to be paged both ways.
 //!
 //! Promises: writing a turn twice changes nothing; positions are read in order, from either end; conversations are
-//! listed by their last activity. What survives a crash is [`crate::Durability`]; the history can always be written
+//! listed by their last activity; a conversation, or what a person said, can be erased. What survives a crash is [`crate::Durability`]; the history can always be written
 //! again from `turns.enriched`, as far as that reaches back.
 //!
 //! Left out: what is in a turn. A value is kept as it stood in the log and is decoded by who reads it.
@@ -35,6 +35,8 @@ pub struct Row {
     pub id: Uuid,
     /// When it was said, in milliseconds since the Unix epoch.
     pub at: i64,
+    /// Who said it, as [`schemas::Turn::person`] names them.
+    pub person: Option<String>,
     /// The enriched turn in the wire format.
     pub value: Vec<u8>,
 }
@@ -172,6 +174,30 @@ impl History {
         match &self.0 {
             Backend::Sqlite(history) => history.conversations(after, limit).await,
             Backend::Scylla(history) => history.conversations(after, limit).await,
+        }
+    }
+
+    /// Removes what is kept of a conversation, and says how many turns that were. Positions go on: turns that come later
+    /// are kept behind those that went. What the log still holds comes back when it is read again.
+    ///
+    /// # Errors
+    /// The database could not serve; a part may be removed, and the same call may be made again.
+    pub async fn erase_conversation(&self, conversation: &str) -> Result<u64, HistoryError> {
+        match &self.0 {
+            Backend::Sqlite(history) => history.erase_conversation(conversation).await,
+            Backend::Scylla(history) => history.erase_conversation(conversation).await,
+        }
+    }
+
+    /// Removes what a person said, in all conversations, and says how many turns that were; those of others stay, with
+    /// their positions. What the log still holds comes back when it is read again.
+    ///
+    /// # Errors
+    /// As [`History::erase_conversation`].
+    pub async fn erase_person(&self, person: &str) -> Result<u64, HistoryError> {
+        match &self.0 {
+            Backend::Sqlite(history) => history.erase_person(person).await,
+            Backend::Scylla(history) => history.erase_person(person).await,
         }
     }
 

@@ -32,6 +32,7 @@ fn row(position: i64) -> Row {
         position,
         id: Uuid::nil(),
         at: 1_700_000_000_000 + position,
+        person: None,
         value: vec![7; 100],
     }
 }

@@ -30,11 +30,20 @@ contract!(
     long_conversation_is_paged_through_from_either_end,
     list_goes_on_over_minutes_and_days,
     turns_are_dense_while_they_are_written,
+    erased_conversation_is_gone_and_goes_on,
+    what_a_person_said_is_erased_and_the_rest_stays,
 );
 
 fn row(conversation: &str, position: i64, at: i64) -> Row {
     let id = Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("{conversation}/{position}").as_bytes());
-    Row { conversation: conversation.to_owned(), position, id, at, value: format!("turn {position}").into_bytes() }
+    Row {
+        conversation: conversation.to_owned(),
+        position,
+        id,
+        at,
+        person: Some(format!("test:{}", if position % 3 == 0 { "ben" } else { "ann" })),
+        value: format!("turn {position}").into_bytes(),
+    }
 }
 
 async fn positions(history: &History, conversation: &str, page: Page, limit: usize) -> Vec<i64> {
@@ -154,6 +163,56 @@ async fn list_goes_on_over_minutes_and_days(history: History) {
         }
         assert_eq!(seen, wanted, "in pages of {limit}");
     }
+}
+
+async fn erased_conversation_is_gone_and_goes_on(history: History) {
+    const TURNS: i64 = 1500;
+    history.upsert((1..=TURNS).map(|position| row("a", position, position * 1000)).collect()).await.unwrap();
+    history.upsert(vec![row("b", 1, 7)]).await.unwrap();
+    assert_eq!(history.erase_conversation("nobody").await.unwrap(), 0);
+    assert_eq!(history.erase_conversation("a").await.unwrap(), TURNS as u64);
+    assert_eq!(history.last_position("a").await.unwrap(), None);
+    assert!(positions(&history, "a", Page::After(0), 10).await.is_empty());
+    let listed = async || {
+        let page = history.conversations(None, 10).await.unwrap();
+        page.into_iter().map(|known| (known.conversation, known.last_position)).collect::<Vec<_>>()
+    };
+    assert_eq!(listed().await, [("b".to_owned(), 1)]);
+    assert_eq!(history.erase_conversation("a").await.unwrap(), 0, "a second time changes nothing");
+    // In the same minute and bucket as the last that went.
+    history.upsert(vec![row("a", TURNS + 1, TURNS * 1000 + 1)]).await.unwrap();
+    assert_eq!(positions(&history, "a", Page::After(0), 10).await, [TURNS + 1]);
+    assert_eq!(positions(&history, "a", Page::Before(None), 10).await, [TURNS + 1]);
+    assert_eq!(listed().await, [("a".to_owned(), TURNS + 1), ("b".to_owned(), 1)]);
+}
+
+async fn what_a_person_said_is_erased_and_the_rest_stays(history: History) {
+    // For 2,500 turns in the middle nobody else speaks: whole partitions become empty.
+    let said = |position: i64| {
+        let person = if (1000..3500).contains(&position) { "cat" } else { "dan" };
+        Row { person: Some(format!("test:{person}")), ..row("d", position, position) }
+    };
+    for part in (1..=4000).collect::<Vec<i64>>().chunks(500) {
+        history.upsert(part.iter().copied().map(said).collect()).await.unwrap();
+    }
+    assert_eq!(history.erase_person("test:cat").await.unwrap(), 2500);
+    assert_eq!(positions(&history, "d", Page::After(997), 4).await, [998, 999, 3500, 3501]);
+    assert_eq!(positions(&history, "d", Page::Before(Some(3502)), 4).await, [3501, 3500, 999, 998]);
+    assert_eq!(positions(&history, "d", Page::Before(Some(2200)), 2).await, [999, 998]);
+    assert_eq!(positions(&history, "d", Page::After(2200), 2).await, [3500, 3501]);
+
+    history.upsert((1..=1004).map(|position| row("a", position, position)).collect()).await.unwrap();
+    history.upsert((1..=6).map(|position| row("b", position, position)).collect()).await.unwrap();
+    history.upsert((1..=2).map(|position| row("c", position, position)).collect()).await.unwrap();
+    assert_eq!(history.erase_person("test:nobody").await.unwrap(), 0);
+    assert_eq!(history.erase_person("test:ben").await.unwrap(), 334 + 2);
+    assert_eq!(positions(&history, "a", Page::Before(None), 4).await, [1004, 1003, 1001, 1000]);
+    assert_eq!(positions(&history, "b", Page::After(0), 9).await, [1, 2, 4, 5]);
+    assert_eq!(positions(&history, "c", Page::After(0), 9).await, [1, 2]);
+    assert_eq!(history.last_position("b").await.unwrap(), Some(6), "a number says nothing of anybody");
+    assert_eq!(history.erase_person("test:ben").await.unwrap(), 0);
+    history.upsert(vec![row("b", 9, 9)]).await.unwrap();
+    assert_eq!(history.erase_person("test:ben").await.unwrap(), 1);
 }
 
 async fn turns_are_dense_while_they_are_written(history: History) {

@@ -92,6 +92,7 @@ impl Site {
             position: turn.position.unwrap(),
             id: turn.id,
             at: turn.at,
+            person: turn.person(),
             value: self.codec.encode(turn).unwrap(),
         };
         self.history.upsert(turns.iter().map(row).collect()).await.unwrap();

@@ -8,13 +8,14 @@
 //! - `activity`: for each minute, in [`SHARDS`] partitions, the conversations that had a turn, one row each. The list of
 //!   conversations reads it backwards and passes over those that were active again later. `minutes` and `days` say which
 //!   minutes had turns at all, so that silence costs nothing.
+//! - `people`: the conversations that a person spoke in, for erasure.
 //! - `reached`: how far each partition of the topic is kept. It is written last: after a crash in between the same turns
 //!   are read again, which changes nothing.
 //!
 //! With a retention, rows carry a time to live and go a whole file at a time (time-window compaction); without, they are
 //! kept for ever. Heads stay: a number each.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -47,7 +48,7 @@ static TABLES: Tables = Tables {
     name: "history",
     migrations: &[&[
         "CREATE TABLE IF NOT EXISTS {}.turns (
-            conversation text, bucket bigint, position bigint, id uuid, at bigint, value blob,
+            conversation text, bucket bigint, position bigint, id uuid, at bigint, person text, value blob,
             PRIMARY KEY ((conversation, bucket), position)
         )",
         "CREATE TABLE IF NOT EXISTS {}.heads (conversation text PRIMARY KEY, last_position bigint, last_at bigint)",
@@ -58,11 +59,12 @@ static TABLES: Tables = Tables {
             WITH CLUSTERING ORDER BY (minute DESC)",
         "CREATE TABLE IF NOT EXISTS {}.days (all_days int, day bigint, PRIMARY KEY (all_days, day))
             WITH CLUSTERING ORDER BY (day DESC)",
+        "CREATE TABLE IF NOT EXISTS {}.people (person text, conversation text, PRIMARY KEY (person, conversation))",
         "CREATE TABLE IF NOT EXISTS {}.reached (topic text, partition int, next bigint, PRIMARY KEY (topic, partition))",
     ]],
 };
 /// Those whose rows go with the retention.
-const AGING: [&str; 4] = ["turns", "activity", "minutes", "days"];
+const AGING: [&str; 5] = ["turns", "activity", "minutes", "days", "people"];
 
 /// Handle on the history; clones share its connections.
 #[derive(Debug, Clone)]
@@ -83,6 +85,7 @@ struct Statements {
     put_activity: PreparedStatement,
     put_minute: PreparedStatement,
     put_day: PreparedStatement,
+    put_person: PreparedStatement,
     put_reached: PreparedStatement,
     reached: PreparedStatement,
     head: PreparedStatement,
@@ -92,6 +95,15 @@ struct Statements {
     activity: PreparedStatement,
     minutes: PreparedStatement,
     days: PreparedStatement,
+    said: PreparedStatement,
+    conversations_of: PreparedStatement,
+    erase_bucket: PreparedStatement,
+    erase_turn: PreparedStatement,
+    erase_position: PreparedStatement,
+    erase_last_at: PreparedStatement,
+    erase_activity: PreparedStatement,
+    erase_person: PreparedStatement,
+    erase_person_here: PreparedStatement,
 }
 
 impl Scylla {
@@ -107,7 +119,8 @@ impl Scylla {
         let prepare = async |statement| keyspace.prepare(statement).await;
         let statements = Statements {
             put_turn: prepare(
-                "INSERT INTO {}.turns (conversation, bucket, position, id, at, value) VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO {}.turns (conversation, bucket, position, id, at, person, value)
+                 VALUES (?, ?, ?, ?, ?, ?, ?)",
             )
             .await?,
             put_position: prepare("UPDATE {}.heads USING TIMESTAMP ? SET last_position = ? WHERE conversation = ?")
@@ -119,16 +132,17 @@ impl Scylla {
             .await?,
             put_minute: prepare("INSERT INTO {}.minutes (day, minute) VALUES (?, ?)").await?,
             put_day: prepare("INSERT INTO {}.days (all_days, day) VALUES (0, ?)").await?,
+            put_person: prepare("INSERT INTO {}.people (person, conversation) VALUES (?, ?)").await?,
             put_reached: prepare("INSERT INTO {}.reached (topic, partition, next) VALUES (?, ?, ?)").await?,
             reached: prepare("SELECT partition, next FROM {}.reached WHERE topic = ?").await?,
             head: prepare("SELECT last_position, last_at FROM {}.heads WHERE conversation = ?").await?,
             before: prepare(
-                "SELECT position, id, at, value FROM {}.turns WHERE conversation = ? AND bucket = ? AND position <= ?
+                "SELECT position, id, at, person, value FROM {}.turns WHERE conversation = ? AND bucket = ? AND position <= ?
                  ORDER BY position DESC LIMIT ?",
             )
             .await?,
             after: prepare(
-                "SELECT position, id, at, value FROM {}.turns WHERE conversation = ? AND bucket = ? AND position > ?
+                "SELECT position, id, at, person, value FROM {}.turns WHERE conversation = ? AND bucket = ? AND position > ?
                  AND position <= ? LIMIT ?",
             )
             .await?,
@@ -136,6 +150,18 @@ impl Scylla {
             activity: prepare("SELECT conversation, at FROM {}.activity WHERE minute = ? AND shard = ?").await?,
             minutes: prepare("SELECT minute FROM {}.minutes WHERE day = ? AND minute <= ?").await?,
             days: prepare("SELECT day FROM {}.days WHERE all_days = 0 AND day <= ?").await?,
+            said: prepare("SELECT position, at, person FROM {}.turns WHERE conversation = ? AND bucket = ?").await?,
+            conversations_of: prepare("SELECT conversation FROM {}.people WHERE person = ?").await?,
+            erase_bucket: prepare("DELETE FROM {}.turns WHERE conversation = ? AND bucket = ?").await?,
+            erase_turn: prepare("DELETE FROM {}.turns WHERE conversation = ? AND bucket = ? AND position = ?").await?,
+            erase_position: prepare("DELETE last_position FROM {}.heads USING TIMESTAMP ? WHERE conversation = ?").await?,
+            erase_last_at: prepare("DELETE last_at FROM {}.heads USING TIMESTAMP ? WHERE conversation = ?").await?,
+            erase_activity: prepare(
+                "DELETE at FROM {}.activity USING TIMESTAMP ? WHERE minute = ? AND shard = ? AND conversation = ?",
+            )
+            .await?,
+            erase_person: prepare("DELETE FROM {}.people WHERE person = ?").await?,
+            erase_person_here: prepare("DELETE FROM {}.people WHERE person = ? AND conversation = ?").await?,
         };
         Ok(Scylla(Arc::new(Inner { keyspace, statements, listed: Mutex::default() })))
     }
@@ -149,8 +175,8 @@ impl Scylla {
     ) -> Result<(), HistoryError> {
         let (keyspace, statements) = (&self.0.keyspace, &self.0.statements);
         let put_turn = |row: &Row| {
-            let values =
-                (row.conversation.clone(), bucket(row.position), row.position, row.id, row.at, row.value.clone());
+            let Row { conversation, position, id, at, person, value } = row.clone();
+            let values = (conversation, bucket(position), position, id, at, person, value);
             keyspace.write(&statements.put_turn, values)
         };
         all(rows.iter().map(put_turn).collect()).await?;
@@ -163,6 +189,10 @@ impl Scylla {
             keyspace.write(&statements.put_activity, values)
         };
         all(summary.activity.iter().map(put_activity).collect()).await?;
+        let put_person = |(person, conversation): &(&str, &str)| {
+            keyspace.write(&statements.put_person, ((*person).to_owned(), (*conversation).to_owned()))
+        };
+        all(summary.people.iter().map(put_person).collect()).await?;
         let put_last_at = |(conversation, head): (&&str, &Head)| {
             let values = (write_time(head.last_at, now), head.last_at, (*conversation).to_owned());
             keyspace.write(&statements.put_last_at, values)
@@ -215,24 +245,25 @@ impl Scylla {
                 let mut at = below.map_or(last, |below| last.min(below.saturating_sub(1)));
                 while at > 0 && rows.len() < limit {
                     let found = self.before(conversation, at, limit - rows.len()).await?;
-                    // Retention takes the oldest first: below an empty bucket there is nothing.
+                    at = bucket(at) * BUCKET_TURNS;
                     if found.is_empty() {
-                        break;
+                        let Some(filled) = self.first_filled(conversation, (0..=bucket(at)).rev()).await? else {
+                            break;
+                        };
+                        at = (filled + 1) * BUCKET_TURNS;
                     }
                     rows.extend(found);
-                    at = bucket(at) * BUCKET_TURNS;
                 }
             }
             Page::After(above) => {
                 let mut above = above.max(0);
-                let mut searched = false;
                 while above < last && rows.len() < limit {
                     let found = self.after(conversation, above, last, limit - rows.len()).await?;
                     above = (bucket(above + 1) + 1) * BUCKET_TURNS;
-                    if found.is_empty() && !searched {
-                        // What is older than the retention is gone: the first bucket that is left comes next.
-                        above = above.max(self.first_bucket(conversation, bucket(last)).await? * BUCKET_TURNS);
-                        searched = true;
+                    if found.is_empty() {
+                        let rest = bucket(above + 1)..=bucket(last);
+                        let Some(filled) = self.first_filled(conversation, rest).await? else { break };
+                        above = filled * BUCKET_TURNS;
                     }
                     rows.extend(found);
                 }
@@ -255,15 +286,24 @@ impl Scylla {
         Ok(rows.into_iter().map(|turn| row(conversation, turn)).collect())
     }
 
-    /// The first bucket that holds a turn; those that do are the last ones.
-    async fn first_bucket(&self, conversation: &str, last: i64) -> Result<i64, HistoryError> {
-        let (mut low, mut high) = (0, last);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let found = self.0.keyspace.read::<(i64,)>(&self.0.statements.is_there, (conversation, middle)).await?;
-            if found.is_empty() { low = middle + 1 } else { high = middle }
+    /// The first of some buckets that holds a turn: others went with the retention, or were erased.
+    async fn first_filled(
+        &self,
+        conversation: &str,
+        buckets: impl Iterator<Item = i64>,
+    ) -> Result<Option<i64>, HistoryError> {
+        let buckets: Vec<i64> = buckets.collect();
+        for some in buckets.chunks(READS_MAX) {
+            let look = |bucket: &i64| {
+                self.0.keyspace.read::<(i64,)>(&self.0.statements.is_there, (conversation.to_owned(), *bucket))
+            };
+            let looks: Vec<_> = some.iter().map(look).collect();
+            let found: Vec<_> = stream::iter(looks).buffered(READS_MAX).try_collect().await?;
+            if let Some(filled) = found.iter().position(|turns| !turns.is_empty()) {
+                return Ok(Some(some[filled]));
+            }
         }
-        Ok(low)
+        Ok(None)
     }
 
     /// See [`super::History::conversations`].
@@ -308,11 +348,11 @@ impl Scylla {
         let look = |(conversation, at): &(String, i64)| {
             let (conversation, at) = (conversation.clone(), *at);
             async move {
-                let head = self.head(&conversation).await?;
-                let last = head.filter(|(_, last_at)| *last_at == at);
-                Ok::<_, HistoryError>(last.map(|(last_position, last_at)| Conversation {
+                let (last_position, last_at) = self.head(&conversation).await?;
+                let last_position = last_position.filter(|_| last_at == Some(at));
+                Ok::<_, HistoryError>(last_position.map(|last_position| Conversation {
                     conversation,
-                    last_at,
+                    last_at: at,
                     last_position,
                 }))
             }
@@ -324,13 +364,74 @@ impl Scylla {
 
     /// See [`super::History::last_position`].
     pub(super) async fn last_position(&self, conversation: &str) -> Result<Option<i64>, HistoryError> {
-        Ok(self.head(conversation).await?.map(|(position, _)| position))
+        Ok(self.head(conversation).await?.0)
     }
 
     /// The last position, and the time of the last activity.
-    async fn head(&self, conversation: &str) -> Result<Option<(i64, i64)>, HistoryError> {
-        let rows = self.0.keyspace.read::<(Option<i64>, Option<i64>)>(&self.0.statements.head, (conversation,)).await?;
-        Ok(rows.first().and_then(|(position, at)| Some(((*position)?, (*at)?))))
+    async fn head(&self, conversation: &str) -> Result<(Option<i64>, Option<i64>), HistoryError> {
+        let rows = self.0.keyspace.read(&self.0.statements.head, (conversation,)).await?;
+        Ok(rows.into_iter().next().unwrap_or_default())
+    }
+
+    /// See [`super::History::erase_conversation`]. The head is removed as it stands: a turn that comes meanwhile, or later,
+    /// writes it anew.
+    pub(super) async fn erase_conversation(&self, conversation: &str) -> Result<u64, HistoryError> {
+        let (keyspace, statements) = (&self.0.keyspace, &self.0.statements);
+        let (Some(last), last_at) = self.head(conversation).await? else { return Ok(0) };
+        keyspace.write(&statements.erase_position, (last, conversation)).await?;
+        let now = micros();
+        if let Some(last_at) = last_at {
+            keyspace.write(&statements.erase_last_at, (write_time(last_at, now), conversation)).await?;
+        }
+        let (mut erased, mut minutes, mut people) = (0, BTreeMap::new(), HashSet::new());
+        // What a batch in work has written of the next bucket goes too.
+        for bucket in 0..=bucket(last) + 1 {
+            let said = self.said(conversation, bucket).await?;
+            if said.is_empty() {
+                continue;
+            }
+            for (_, at, person) in said {
+                let last = minutes.entry(at.div_euclid(MINUTE_MS)).or_insert(at);
+                *last = at.max(*last);
+                people.extend(person);
+                erased += 1;
+            }
+            keyspace.write(&statements.erase_bucket, (conversation, bucket)).await?;
+        }
+        let erase_activity = |(minute, at): (i64, i64)| {
+            let values = (write_time(at, now), minute, shard(conversation), conversation.to_owned());
+            keyspace.write(&statements.erase_activity, values)
+        };
+        all(minutes.into_iter().map(erase_activity).collect()).await?;
+        let erase_here =
+            |person: String| keyspace.write(&statements.erase_person_here, (person, conversation.to_owned()));
+        all(people.into_iter().map(erase_here).collect()).await?;
+        Ok(erased)
+    }
+
+    /// See [`super::History::erase_person`].
+    pub(super) async fn erase_person(&self, person: &str) -> Result<u64, HistoryError> {
+        let (keyspace, statements) = (&self.0.keyspace, &self.0.statements);
+        let mut erased = 0;
+        for (conversation,) in keyspace.read::<(String,)>(&statements.conversations_of, (person,)).await? {
+            let Some(last) = self.last_position(&conversation).await? else { continue };
+            for bucket in 0..=bucket(last) + 1 {
+                let mut said = self.said(&conversation, bucket).await?;
+                said.retain(|(_, _, speaker)| speaker.as_deref() == Some(person));
+                erased += said.len() as u64;
+                let erase = |(position, ..): (i64, i64, Option<String>)| {
+                    keyspace.write(&statements.erase_turn, (conversation.clone(), bucket, position))
+                };
+                all(said.into_iter().map(erase).collect()).await?;
+            }
+        }
+        keyspace.write(&statements.erase_person, (person,)).await?;
+        Ok(erased)
+    }
+
+    /// Position, time and speaker of the turns of a bucket.
+    async fn said(&self, conversation: &str, bucket: i64) -> Result<Vec<(i64, i64, Option<String>)>, HistoryError> {
+        Ok(self.0.keyspace.read(&self.0.statements.said, (conversation, bucket)).await?)
     }
 }
 
@@ -369,6 +470,8 @@ struct Summary<'a> {
     heads: HashMap<&'a str, Head>,
     /// By minute and conversation, the last turn in it.
     activity: BTreeMap<(i64, &'a str), i64>,
+    /// Who spoke in which conversation.
+    people: HashSet<(&'a str, &'a str)>,
 }
 
 struct Head {
@@ -378,7 +481,7 @@ struct Head {
 
 impl Summary<'_> {
     fn of(rows: &[Row]) -> Summary<'_> {
-        let mut summary = Summary { heads: HashMap::new(), activity: BTreeMap::new() };
+        let mut summary = Summary { heads: HashMap::new(), activity: BTreeMap::new(), people: HashSet::new() };
         for row in rows {
             let conversation = row.conversation.as_str();
             let head = Head { last_position: row.position, last_at: row.at };
@@ -387,6 +490,7 @@ impl Summary<'_> {
             head.last_at = head.last_at.max(row.at);
             let last = summary.activity.entry((row.at.div_euclid(MINUTE_MS), conversation)).or_insert(row.at);
             *last = row.at.max(*last);
+            summary.people.extend(row.person.as_deref().map(|person| (person, conversation)));
         }
         summary
     }
@@ -400,8 +504,8 @@ where
     stream::iter(writes).buffer_unordered(WRITES_MAX).try_collect().await
 }
 
-fn row(conversation: &str, (position, id, at, value): (i64, Uuid, i64, Vec<u8>)) -> Row {
-    Row { conversation: conversation.to_owned(), position, id, at, value }
+fn row(conversation: &str, (position, id, at, person, value): (i64, Uuid, i64, Option<String>, Vec<u8>)) -> Row {
+    Row { conversation: conversation.to_owned(), position, id, at, person, value }
 }
 
 /// The partition of a position; they begin at 1.

@@ -39,6 +39,13 @@ static LAYOUT: Layout = Layout {
             next INTEGER NOT NULL,
             PRIMARY KEY (topic, partition)
         ) STRICT, WITHOUT ROWID;",
+        "
+        ALTER TABLE turns ADD COLUMN person TEXT;
+        CREATE TABLE people (
+            person TEXT NOT NULL,
+            conversation INTEGER NOT NULL,
+            PRIMARY KEY (person, conversation)
+        ) STRICT, WITHOUT ROWID;",
     ],
 };
 
@@ -108,13 +115,13 @@ impl Sqlite {
         let conversation = conversation.to_owned();
         let (sql, bound) = match page {
             Page::Before(below) => (
-                "SELECT position, id, at, value FROM turns
+                "SELECT position, id, at, person, value FROM turns
                  WHERE conversation = (SELECT number FROM conversations WHERE conversation = ?1) AND position < ?2
                  ORDER BY position DESC LIMIT ?3",
                 below.unwrap_or(i64::MAX),
             ),
             Page::After(above) => (
-                "SELECT position, id, at, value FROM turns
+                "SELECT position, id, at, person, value FROM turns
                  WHERE conversation = (SELECT number FROM conversations WHERE conversation = ?1) AND position > ?2
                  ORDER BY position LIMIT ?3",
                 above,
@@ -130,7 +137,8 @@ impl Sqlite {
                         position: row.get(0)?,
                         id: uuid::Uuid::from_bytes(id),
                         at: row.get(2)?,
-                        value: row.get(3)?,
+                        person: row.get(3)?,
+                        value: row.get(4)?,
                     })
                 })?;
                 Ok(rows.collect::<Result<_, _>>()?)
@@ -172,6 +180,37 @@ impl Sqlite {
             .await
     }
 
+    /// See [`super::History::erase_conversation`].
+    pub(super) async fn erase_conversation(&self, conversation: &str) -> Result<u64, HistoryError> {
+        let conversation = conversation.to_owned();
+        self.database
+            .write(move |transaction| {
+                let number = "SELECT number FROM conversations WHERE conversation = ?1";
+                let number: Option<i64> =
+                    transaction.query_row(number, [&conversation], |row| row.get(0)).optional()?;
+                let Some(number) = number else { return Ok(0) };
+                let turns = transaction.execute("DELETE FROM turns WHERE conversation = ?1", [number])?;
+                transaction.execute("DELETE FROM people WHERE conversation = ?1", [number])?;
+                transaction.execute("DELETE FROM conversations WHERE number = ?1", [number])?;
+                Ok(turns as u64)
+            })
+            .await
+    }
+
+    /// See [`super::History::erase_person`].
+    pub(super) async fn erase_person(&self, person: &str) -> Result<u64, HistoryError> {
+        let person = person.to_owned();
+        self.database
+            .write(move |transaction| {
+                let turns = "DELETE FROM turns WHERE person = ?1
+                             AND conversation IN (SELECT conversation FROM people WHERE person = ?1)";
+                let turns = transaction.execute(turns, [&person])?;
+                transaction.execute("DELETE FROM people WHERE person = ?1", [&person])?;
+                Ok(turns as u64)
+            })
+            .await
+    }
+
     /// See [`super::History::last_position`].
     pub(super) async fn last_position(&self, conversation: &str) -> Result<Option<i64>, HistoryError> {
         let conversation = conversation.to_owned();
@@ -194,10 +233,13 @@ fn upsert(transaction: &Transaction<'_>, row: &Row) -> Result<(), HistoryError> 
     )?;
     let number: i64 = conversation.query_row(params![row.conversation, row.at, row.position], |r| r.get(0))?;
     let mut turn = transaction.prepare_cached(
-        "INSERT INTO turns (conversation, position, id, at, value) VALUES (?1, ?2, ?3, ?4, ?5)
+        "INSERT INTO turns (conversation, position, id, at, person, value) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (conversation, position) DO UPDATE
-         SET id = excluded.id, at = excluded.at, value = excluded.value",
+         SET id = excluded.id, at = excluded.at, person = excluded.person, value = excluded.value",
     )?;
-    turn.execute(params![number, row.position, row.id.as_bytes(), row.at, row.value])?;
+    turn.execute(params![number, row.position, row.id.as_bytes(), row.at, row.person, row.value])?;
+    if let Some(person) = &row.person {
+        transaction.prepare_cached("INSERT OR IGNORE INTO people VALUES (?1, ?2)")?.execute(params![person, number])?;
+    }
     Ok(())
 }

@@ -252,8 +252,9 @@ pub(super) fn row(codec: &Codec, message: Message) -> Result<Row, Box<Reject>> {
         let detail = "the key is not the turn's conversation: only the processors may write this topic";
         return Err(reject(message, Reason::Invalid, detail.to_owned()));
     }
+    let person = turn.person();
     let Turn { conversation, id, at, .. } = turn;
-    Ok(Row { conversation, position, id, at, value: message.value.unwrap_or_default() })
+    Ok(Row { conversation, position, id, at, person, value: message.value.unwrap_or_default() })
 }
 
 fn reject(message: Message, reason: Reason, detail: String) -> Box<Reject> {

@@ -35,6 +35,7 @@ fn clean(codec: &Arc<Codec>) -> Evidence {
                 position: turn.position.unwrap(),
                 id: turn.id,
                 at: turn.at,
+                person: turn.person(),
                 value: value.clone(),
             };
             evidence.history.entry(room.clone()).or_default().push(row);

@@ -42,7 +42,7 @@ check: $(LIBRARY) ## Format, lints and documentation, as CI checks them.
 bench: $(LIBRARY) ## Run the micro-benchmarks.
 	$(CARGO) bench --locked -p benchmarks
 
-fuzz: ## Fuzz every parser of foreign bytes: make fuzz SECONDS_EACH=60 (needs cargo install cargo-fuzz)
+fuzz: $(LIBRARY) ## Fuzz every parser of foreign bytes: make fuzz SECONDS_EACH=60 (needs cargo install cargo-fuzz)
 	tests/fuzz/run $(or $(SECONDS_EACH),60)
 
 eval: build ## Score the models on labelled texts: make eval DATA=dev.jsonl

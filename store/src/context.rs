@@ -1,19 +1,33 @@
 //! Contexts: what is known of each conversation so far, one slice a stage, each in two versions.
 //!
-//! Promises: a batch of slices and the watermark of its partition take effect together or not at all; a writer with an
+//! Promises: the watermark of a batch takes effect after its slices, on a file together with them; a writer with an
 //! older epoch has no effect; a slice is read as it was before a given offset, or the caller is told that this is no
 //! longer possible; it never starts empty by accident. What survives a crash is [`crate::Durability`]; contexts must
 //! not promise less than the log does, or the watermark falls behind the committed offset and the processors stop.
 //!
 //! Left out: what is in a slice (the stages know), when a conversation ends, any cache.
 
-pub mod sqlite;
+mod scylla;
+mod sqlite;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use schemas::Stamp;
 
-use crate::DatabaseError;
+use crate::cql::Keyspace;
+use crate::{DatabaseError, Durability};
 
-pub use sqlite::Contexts;
+/// Most conversations that one call of [`Contexts::conversations`] returns.
+pub const CONVERSATIONS_MAX: usize = 1000;
+
+/// How long a batch waits for room on a full disk, for another process to let the file go, or for a server that is away. Its
+/// transaction is open meanwhile, and the brokers abort it at about this time.
+const ROOM_WITHIN: Duration = Duration::from_secs(10);
+/// Time between two tries.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Number of an assignment of a partition to a process. Larger is later; a writer with a smaller one has no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,6 +125,216 @@ pub struct Watermark {
     pub watermark: Option<i64>,
     /// The turn that is tried alone.
     pub attempt: Option<Attempt>,
+}
+
+/// Handle on contexts; clones share what is behind it.
+#[derive(Debug, Clone)]
+pub struct Contexts(Backend);
+
+#[derive(Debug, Clone)]
+enum Backend {
+    Sqlite(sqlite::Sqlite),
+    Scylla(scylla::Scylla),
+}
+
+impl Contexts {
+    /// Opens or creates the file, safe against kill -9 ([`Durability::Kill`]).
+    ///
+    /// # Errors
+    /// The file cannot be opened, is something else, or a newer release wrote it.
+    pub async fn open(path: &Path) -> Result<Contexts, ContextError> {
+        Contexts::open_with(path, Durability::Kill).await
+    }
+
+    /// Opens or creates the file with a chosen durability. Where the log syncs before it acknowledges, this must be
+    /// [`Durability::Power`].
+    ///
+    /// # Errors
+    /// As [`Contexts::open`].
+    pub async fn open_with(path: &Path, durability: Durability) -> Result<Contexts, ContextError> {
+        Ok(Contexts(Backend::Sqlite(sqlite::Sqlite::open_with(path, durability).await?)))
+    }
+
+    /// Contexts that end with the process.
+    ///
+    /// # Errors
+    /// SQLite has no memory.
+    pub async fn in_memory() -> Result<Contexts, ContextError> {
+        Ok(Contexts(Backend::Sqlite(sqlite::Sqlite::in_memory().await?)))
+    }
+
+    /// Opens the tables of a keyspace, and makes them where they are missing.
+    ///
+    /// # Errors
+    /// A newer release changed the tables, or the server could not serve.
+    pub async fn on_scylla(keyspace: Keyspace) -> Result<Contexts, ContextError> {
+        Ok(Contexts(Backend::Scylla(scylla::Scylla::open(keyspace).await?)))
+    }
+
+    /// Makes the caller the owner of a partition: issues an epoch larger than all before it, durably. To be called
+    /// before any context of the partition is read.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn assign(&self, chain: &str, partition: i32) -> Result<Assigned, ContextError> {
+        match &self.0 {
+            Backend::Sqlite(contexts) => contexts.assign(chain, partition).await,
+            Backend::Scylla(contexts) => contexts.assign(chain, partition).await,
+        }
+    }
+
+    /// The slices from which a batch that starts at offset `below` continues, by conversation and stage: the newest
+    /// version whose stamp is below it. A conversation that is new there is absent.
+    ///
+    /// # Errors
+    /// A slice exists without such a version, or was folded on another partition; the database could not serve.
+    pub async fn load(
+        &self,
+        partition: i32,
+        below: i64,
+        stages: &[&str],
+        conversations: &[String],
+    ) -> Result<HashMap<(String, String), Version>, ContextError> {
+        let conversations = conversations.to_vec();
+        self.load_all(vec![Start { partition, below, conversations }], stages).await
+    }
+
+    /// As [`Contexts::load`], for several partitions at once. A conversation belongs to one of them.
+    ///
+    /// # Errors
+    /// As [`Contexts::load`].
+    pub async fn load_all(
+        &self,
+        starts: Vec<Start>,
+        stages: &[&str],
+    ) -> Result<HashMap<(String, String), Version>, ContextError> {
+        match &self.0 {
+            Backend::Sqlite(contexts) => contexts.load_all(starts, stages).await,
+            Backend::Scylla(contexts) => contexts.load_all(starts, stages).await,
+        }
+    }
+
+    /// Saves the slices of a batch, then its watermark. A noted attempt stays until the owner clears it.
+    ///
+    /// # Errors
+    /// [`ContextError::Fenced`] if the epoch is not the newest, and nothing is written; the database could not serve.
+    pub async fn save(&self, batch: Batch) -> Result<(), ContextError> {
+        self.save_all(vec![batch]).await
+    }
+
+    /// As [`Contexts::save`], for several partitions. On a file it is all of them or none; on a server that fails in between
+    /// some slices are written, whose versions before are still there. Waits ten seconds for room on a full disk, or for the
+    /// server.
+    ///
+    /// # Errors
+    /// As [`Contexts::save`].
+    pub async fn save_all(&self, batches: Vec<Batch>) -> Result<(), ContextError> {
+        let (batches, begun) = (Arc::<[Batch]>::from(batches), Instant::now());
+        loop {
+            let saved = match &self.0 {
+                Backend::Sqlite(contexts) => contexts.try_save(Arc::clone(&batches)).await,
+                Backend::Scylla(contexts) => contexts.try_save(&batches).await,
+            };
+            match saved {
+                Err(ContextError::Database(error)) if error.is_transient() && begun.elapsed() < ROOM_WITHIN => {
+                    tracing::warn!(error = %error, "contexts are not written yet");
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Asks whether the epoch of a partition is still the newest.
+    ///
+    /// # Errors
+    /// [`ContextError::Fenced`] if it is not; the database could not serve.
+    pub async fn confirm(&self, chain: &str, partition: i32, epoch: Epoch) -> Result<(), ContextError> {
+        match &self.0 {
+            Backend::Sqlite(contexts) => contexts.confirm(chain, partition, epoch).await,
+            Backend::Scylla(contexts) => contexts.confirm(chain, partition, epoch).await,
+        }
+    }
+
+    /// Notes beside the watermark that a turn is tried alone, or that it no longer is.
+    ///
+    /// # Errors
+    /// As [`Contexts::save`].
+    pub async fn note_attempt(
+        &self,
+        chain: &str,
+        partition: i32,
+        epoch: Epoch,
+        attempt: Option<Attempt>,
+    ) -> Result<(), ContextError> {
+        match &self.0 {
+            Backend::Sqlite(contexts) => contexts.note_attempt(chain, partition, epoch, attempt).await,
+            Backend::Scylla(contexts) => contexts.note_attempt(chain, partition, epoch, attempt).await,
+        }
+    }
+
+    /// All slices of a conversation, by stage.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn show(&self, conversation: &str) -> Result<Vec<Record>, ContextError> {
+        match &self.0 {
+            Backend::Sqlite(contexts) => contexts.show(conversation).await,
+            Backend::Scylla(contexts) => contexts.show(conversation).await,
+        }
+    }
+
+    /// Names of the conversations that have a context, each once, in an order of the store's own, after a given one; at
+    /// most [`CONVERSATIONS_MAX`].
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn conversations(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, ContextError> {
+        match &self.0 {
+            Backend::Sqlite(contexts) => contexts.conversations(after, limit).await,
+            Backend::Scylla(contexts) => contexts.conversations(after, limit).await,
+        }
+    }
+
+    /// How far each chain has come on each partition.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn watermarks(&self) -> Result<Vec<Watermark>, ContextError> {
+        match &self.0 {
+            Backend::Sqlite(contexts) => contexts.watermarks().await,
+            Backend::Scylla(contexts) => contexts.watermarks().await,
+        }
+    }
+
+    /// Forgets a chain's slices of a partition, its watermark and its attempt, before they are folded anew. The epoch
+    /// stays, so that an older owner cannot come back.
+    ///
+    /// # Errors
+    /// As [`Contexts::save`].
+    pub async fn clear_partition(
+        &self,
+        chain: &str,
+        partition: i32,
+        epoch: Epoch,
+        stages: &[&str],
+    ) -> Result<(), ContextError> {
+        match &self.0 {
+            Backend::Sqlite(contexts) => contexts.clear_partition(chain, partition, epoch, stages).await,
+            Backend::Scylla(contexts) => contexts.clear_partition(chain, partition, epoch, stages).await,
+        }
+    }
+
+    /// Forgets all slices, watermarks and attempts, and takes every partition from its owner.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn clear(&self) -> Result<(), ContextError> {
+        match &self.0 {
+            Backend::Sqlite(contexts) => contexts.clear().await,
+            Backend::Scylla(contexts) => contexts.clear().await,
+        }
+    }
 }
 
 /// Why contexts could not be read or written.

@@ -287,7 +287,7 @@ fn rows_of(
 }
 
 /// The server answered something else than the tables of this release hold.
-pub(crate) fn misread(error: impl std::error::Error) -> DatabaseError {
+pub(crate) fn misread(error: impl std::fmt::Display) -> DatabaseError {
     DatabaseError::Other(format!("the server's answer cannot be read: {error}"))
 }
 

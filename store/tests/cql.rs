@@ -5,9 +5,11 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use schemas::Stamp;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use store::DatabaseError;
+use store::context::{Batch, ContextError, Contexts, Epoch, Version, Write};
 use store::cql::{Keyspace, Scylla};
 use store::history::{History, HistoryError, Page, Row};
 use uuid::Uuid;
@@ -124,4 +126,61 @@ async fn server_that_is_away_is_said_to_be_away() {
     let settings = Scylla { nodes: vec![nobody.to_string()], request_timeout: Duration::from_secs(2), ..settings() };
     let error = Keyspace::connect(&settings).await.unwrap_err();
     assert!(matches!(error, DatabaseError::Away(_)) && error.is_transient(), "{error}");
+}
+
+fn batch(epoch: Epoch, watermark: i64, writes: Vec<Write>) -> Batch {
+    Batch { chain: "all".to_owned(), partition: 0, epoch, watermark, writes }
+}
+
+fn slice(offset: i64) -> Write {
+    let version = Version { stamp: Stamp { partition: 0, offset }, bytes: offset.to_be_bytes().to_vec() };
+    Write { conversation: "c".to_owned(), stage: "emotion".to_owned(), current: version, previous: None }
+}
+
+#[tokio::test]
+async fn write_of_an_older_owner_that_arrives_late_has_no_effect() {
+    let settings = settings();
+    let open = async || Contexts::on_scylla(Keyspace::connect(&settings).await.unwrap()).await.unwrap();
+    let (zombie, owner) = (open().await, open().await);
+    let old = zombie.assign("all", 0).await.unwrap().epoch;
+    zombie.save(batch(old, 4, vec![slice(3)])).await.unwrap();
+    let new = owner.assign("all", 0).await.unwrap().epoch;
+    owner.save(batch(new, 6, vec![slice(5)])).await.unwrap();
+    // The last of the write times that the older epoch has, for a write that was asked for before and arrives now.
+    let session = session(&settings).await;
+    let late = old.0 as i64 + 9_999_999;
+    assert!(late < new.0 as i64, "{old:?} {new:?}");
+    for write in [
+        "UPDATE slices USING TIMESTAMP ? SET current = 0xff WHERE conversation = 'c' AND stage = 'emotion'",
+        "UPDATE marks USING TIMESTAMP ? SET watermark = 99 WHERE chain = 'all' AND partition = 0",
+    ] {
+        session.query_unpaged(write, (late,)).await.unwrap();
+    }
+    assert_eq!(owner.show("c").await.unwrap()[0].current, slice(5).current);
+    assert_eq!(owner.watermarks().await.unwrap()[0].watermark, Some(6));
+    assert!(matches!(zombie.save(batch(old, 9, vec![slice(8)])).await, Err(ContextError::Fenced { .. })));
+}
+
+#[tokio::test]
+async fn epoch_is_larger_than_one_from_a_clock_that_is_ahead() {
+    let settings = settings();
+    let contexts = Contexts::on_scylla(Keyspace::connect(&settings).await.unwrap()).await.unwrap();
+    let ahead = contexts.assign("all", 0).await.unwrap().epoch.0 as i64 + 3_600_000_000;
+    let session = session(&settings).await;
+    let jump = "UPDATE epochs SET epoch = ? WHERE chain = 'all' AND partition = 0 IF EXISTS";
+    session.query_unpaged(jump, (ahead,)).await.unwrap();
+    let epoch = contexts.assign("all", 0).await.unwrap().epoch;
+    assert!(epoch.0 as i64 >= ahead + 10_000_000, "{epoch:?} after {ahead}");
+    contexts.save(batch(epoch, 1, vec![slice(0)])).await.unwrap();
+    assert_eq!(contexts.watermarks().await.unwrap()[0].watermark, Some(1));
+}
+
+#[tokio::test]
+async fn owners_that_come_at_once_get_epochs_of_their_own() {
+    let settings = settings();
+    let contexts = Contexts::on_scylla(Keyspace::connect(&settings).await.unwrap()).await.unwrap();
+    let assigned = join_all((0..6).map(|_| contexts.assign("all", 0))).await;
+    let mut epochs: Vec<u64> = assigned.into_iter().map(|assigned| assigned.unwrap().epoch.0).collect();
+    epochs.sort_unstable();
+    assert!(epochs.windows(2).all(|pair| pair[1] - pair[0] >= 10_000_000), "{epochs:?}");
 }

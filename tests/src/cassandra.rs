@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use store::context::Contexts;
 use store::cql::{Keyspace, Scylla};
 use store::history::History;
 use uuid::Uuid;
@@ -32,5 +33,16 @@ pub async fn history() -> History {
             History::on_scylla(keyspace, None).await.expect("make the tables")
         }
         None => History::in_memory().await.expect("SQLite has memory"),
+    }
+}
+
+/// Empty contexts for one test.
+pub async fn contexts() -> Contexts {
+    match cassandra() {
+        Some(settings) => {
+            let keyspace = Keyspace::connect(&settings).await.expect("connect to the Cassandra");
+            Contexts::on_scylla(keyspace).await.expect("make the tables")
+        }
+        None => Contexts::in_memory().await.expect("SQLite has memory"),
     }
 }

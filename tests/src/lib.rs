@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use cassandra::{cassandra, history};
+pub use cassandra::{cassandra, contexts, history};
 use schemas::{Codec, Payload, Turn};
 pub use server::Server;
 use store::log::{Admin, From, Kafka, Message, Place, Producer, ProducerLimits, Record, Tail, TopicSpec};

@@ -89,7 +89,7 @@ async fn every_cut_gives_the_same_turns_and_contexts_and_so_does_a_rebuild() {
         let (partitions, batches) = (random.of(&PARTITIONS), [random.of(&BATCHES), random.of(&BATCHES)]);
         println!("cut behind {between:?}, {partitions} partitions, batches of {batches:?}");
         let log = Log::start(partitions, &between).await;
-        let contexts = Contexts::in_memory().await.unwrap();
+        let contexts = tests::contexts().await;
         let mut received = Vec::new();
         let first = start(&log, &contexts, &chains, "first", batches[0]);
         say(&log, &mut random, &mut received).await;
@@ -109,7 +109,7 @@ async fn every_cut_gives_the_same_turns_and_contexts_and_so_does_a_rebuild() {
         }
         assert_eq!(log.count(TURNS_ENRICHED).await, count, "none twice");
 
-        let rebuilt = Contexts::in_memory().await.unwrap();
+        let rebuilt = tests::contexts().await;
         for chain in &chains {
             rebuild(&log, &rebuilt, chain).await.unwrap();
         }

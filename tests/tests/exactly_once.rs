@@ -108,7 +108,7 @@ fn assert_in_order(enriched: &[Turn], conversation: &str, turns: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn turns_are_numbered_in_order_and_repeated_ones_dropped() {
     let log = Log::start(2, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let role = Role::start(&log, &contexts, &[], &Arc::default());
     for n in 0..40 {
         for conversation in ["a", "b", "c"] {
@@ -129,7 +129,7 @@ async fn turns_are_numbered_in_order_and_repeated_ones_dropped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_is_rejected_with_its_bytes_and_passed_by() {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     log.say(&turn("a", "1", "before")).await;
     let poison: [(&[u8], Vec<u8>, &str); 4] = [
         (b"a", b"not avro".to_vec(), "malformed"),
@@ -179,7 +179,7 @@ async fn a_role_that_failed_goes_on_where_it_stood() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_chain_gives_the_same_turns_as_a_fused_one() {
     let log = Log::start(2, &["one"]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let fail = Arc::default();
     let head = Role::start_as(&log, &contexts, &["one"], &fail, "head");
     let tail = Role::start_as(&log, &contexts, &["two"], &fail, "tail");
@@ -198,7 +198,7 @@ async fn a_cut_chain_gives_the_same_turns_as_a_fused_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_later_chain_commits_behind_the_marks_of_transactions_and_care_ends_there() {
     let log = Log::start(2, &["one"]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let fail = Arc::default();
     let head = Role::start_as(&log, &contexts, &["one"], &fail, "head");
     for n in 0..10 {
@@ -237,7 +237,7 @@ async fn a_later_chain_commits_behind_the_marks_of_transactions_and_care_ends_th
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_whose_epoch_was_taken_takes_a_new_one_if_the_partition_is_still_its_own() {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let role = Role::start(&log, &contexts, &[], &Arc::default());
     log.say(&turn("a", "1", "hello")).await;
     log.read::<Turn>(TURNS_ENRICHED, 1).await;
@@ -251,7 +251,7 @@ async fn a_role_whose_epoch_was_taken_takes_a_new_one_if_the_partition_is_still_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_ran_ahead_of_an_abort_is_dropped_and_folded_once() {
     let log = Log::start(2, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     // Many times what may be uncommitted: while one batch commits, the next is read and inferred.
     for n in 0..200 {
         for conversation in ["a", "b", "c"] {
@@ -315,7 +315,7 @@ async fn a_member_that_lost_its_partition_is_not_confirmed_and_cannot_commit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_process_shares_the_work_and_loses_nothing() {
     let log = Log::start(4, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let fail = Arc::default();
     let first = Role::start_as(&log, &contexts, &[], &fail, "first");
     let conversations: Vec<String> = (0..8).map(|n| format!("c{n}")).collect();
@@ -344,7 +344,7 @@ async fn a_second_process_shares_the_work_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_contexts_are_folded_again_from_the_log_to_the_same_bytes() {
     let log = Log::start(2, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let fail = Arc::default();
     let role = Role::start(&log, &contexts, &[], &fail);
     for n in 0..20 {
@@ -361,7 +361,7 @@ async fn lost_contexts_are_folded_again_from_the_log_to_the_same_bytes() {
     log.read::<Turn>(TURNS_ENRICHED, 41).await;
     role.stop().await.unwrap();
 
-    let lost = Contexts::in_memory().await.unwrap();
+    let lost = tests::contexts().await;
     let plan = processors::plan::<&str>(&ORDER, &[]).unwrap();
     let chain = Chain::new(stages(&fail), true, Arc::clone(&log.codec));
     let group = processors::group(GROUP, chain.name());
@@ -388,7 +388,7 @@ async fn lost_contexts_are_folded_again_from_the_log_to_the_same_bytes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_that_killed_the_process_three_times_is_rejected_and_a_failure_is_no_kill() {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     for n in 0..4 {
         log.say(&turn("a", &n.to_string(), &format!("turn {n}"))).await;
     }
@@ -428,13 +428,13 @@ async fn a_turn_that_killed_the_process_three_times_is_rejected_and_a_failure_is
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contexts_from_another_log_stop_the_role_and_name_the_mend() {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let role = Role::start(&log, &contexts, &[], &Arc::default());
     log.say(&turn("a", "1", "hello")).await;
     log.read::<Turn>(TURNS_ENRICHED, 1).await;
     role.stop().await.unwrap();
 
-    let lost = Contexts::in_memory().await.unwrap();
+    let lost = tests::contexts().await;
     let error = Role::start(&log, &lost, &[], &Arc::default()).ended().await.unwrap_err();
     assert!(error.to_string().contains("undertone contexts rebuild"), "{error}");
 

@@ -61,7 +61,7 @@ async fn a_zombie_that_wakes_with_contexts_to_write_writes_nothing() {
 
 async fn zombie_wakes(hold: fn(&Hand)) {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let zombie_setup = Setup::named("zombie");
     let mut zombie = Role::start(&log, &contexts, &zombie_setup);
     say(&log, "a", 0).await;
@@ -86,7 +86,7 @@ async fn zombie_wakes(hold: fn(&Hand)) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_zombie_that_wakes_while_the_owner_commits_the_first_batch_of_the_group_changes_nothing() {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let zombie_setup = Setup::named("zombie");
     zombie_setup.hand.hold();
     let mut zombie = Role::start(&log, &contexts, &zombie_setup);
@@ -112,7 +112,7 @@ async fn a_zombie_that_wakes_while_the_owner_commits_the_first_batch_of_the_grou
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_takes_longer_than_the_group_waits_is_read_again_by_the_same_role() {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let setup = Setup::named("0");
     let role = Role::start(&log, &contexts, &setup);
     say(&log, "a", 0).await;
@@ -282,7 +282,7 @@ async fn a_commit_that_timed_out_is_asked_for_again_and_happens_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_stays_in_doubt_ends_the_role_and_the_next_one_goes_on_from_what_happened() {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let proxy = Proxy::start(&log.kafka).await;
     let mut setup = Setup { kafka: Some(proxy.kafka(&log.kafka)), ..Setup::named("0") };
     setup.limits.transaction_timeout = Duration::from_secs(3);
@@ -374,7 +374,7 @@ async fn recreate(kafka: &Kafka, topic: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_committed_offset_that_retention_has_passed_stops_the_role() {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let role = Role::start(&log, &contexts, &Setup::named("0"));
     say(&log, "a", 0).await;
     enriched(&log, 1).await;
@@ -393,7 +393,7 @@ async fn a_committed_offset_that_retention_has_passed_stops_the_role() {
 async fn a_recreated_topic_that_is_shorter_stops_the_role_and_forgetting_mends_it() {
     for turns in [0, 2] {
         let log = Log::start(1, &[]).await;
-        let contexts = Contexts::in_memory().await.unwrap();
+        let contexts = tests::contexts().await;
         let role = Role::start(&log, &contexts, &Setup::named("0"));
         for n in 0..3 {
             say(&log, "a", n).await;

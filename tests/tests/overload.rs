@@ -11,7 +11,6 @@ use processors::{AnyStage, Config, Failure, Limits, Stage, Surroundings, TierPol
 use schemas::slice::EmotionSlice;
 use schemas::topic::{TURNS_ENRICHED, TURNS_RECEIVED};
 use schemas::{Tier, Turn};
-use store::context::Contexts;
 use store::log::{Admin, Producer, ProducerLimits, Record};
 use tests::role::{config, surroundings};
 use tests::{Log, Nothing, PATIENCE, now, turn};
@@ -45,7 +44,7 @@ async fn settings(log: &Log, bound: Duration, meter: Meter, shutdown: Cancellati
     let limits = Limits { session_timeout: Duration::from_secs(6), ..Limits::default() };
     let tier = TierPolicy::Degrade { lag_ms_max: bound.as_millis() as i64 };
     let config = Config { tier, ..config("0", &[], limits) };
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let around = Surroundings { meter, shutdown, ..surroundings(&log.kafka, &contexts) };
     (config, around)
 }

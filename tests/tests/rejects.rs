@@ -266,7 +266,7 @@ impl Role {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_goes_round_until_the_bound_and_no_further() {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let role = Role::start(&log, &contexts, RejectsBound::default());
     log.append(b"a", b"no avro".to_vec()).await;
     let selection = Selection::default();
@@ -286,7 +286,7 @@ async fn poison_goes_round_until_the_bound_and_no_further() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redriven_turn_takes_a_new_position_and_keeps_its_id_and_time() {
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let late = Turn { at: 1_600_000_000_000, received_at: 1_600_000_000_001, ..turn("a", "late", "hello") };
     write(&log, &[reject_of(&log, &late)]).await;
     let role = Role::start(&log, &contexts, RejectsBound::default());
@@ -305,7 +305,7 @@ async fn a_redriven_turn_takes_a_new_position_and_keeps_its_id_and_time() {
 async fn a_release_that_rejects_everything_stops_before_it_drains_the_topic() {
     const POISON: usize = 60;
     let log = Log::start(1, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     for n in 0..POISON {
         log.append(b"a", format!("poison {n}").into_bytes()).await;
     }

@@ -21,7 +21,7 @@ const TURNS: usize = 2 * ROUNDS;
 /// A log with turns that were enriched, some of them said twice, and an input at fault.
 async fn lived() -> (Log, Contexts, Vec<Turn>) {
     let log = Log::start(PARTITIONS, &[]).await;
-    let contexts = Contexts::in_memory().await.unwrap();
+    let contexts = tests::contexts().await;
     let role = Role::start(&log, &contexts, &Setup::named("0"));
     log.append(b"a", b"no turn".to_vec()).await;
     for n in 0..ROUNDS {
@@ -89,7 +89,7 @@ async fn run(log: &Log, contexts: &Contexts, replay: &Replay, setup: &Setup) -> 
 async fn the_same_settings_give_the_same_turns_and_contexts_and_the_live_ones_stay() {
     let (log, live, enriched) = lived().await;
     let before = outcome(&live, enriched.clone()).await;
-    let (replay, contexts) = (planned(&log, "same").await, Contexts::in_memory().await.unwrap());
+    let (replay, contexts) = (planned(&log, "same").await, tests::contexts().await);
     run(&log, &contexts, &replay, &Setup::named("0")).await.unwrap();
     let replayed = turns(&log, &replay::topic("same")).await;
     assert_eq!(replayed, enriched);
@@ -104,7 +104,7 @@ async fn the_same_settings_give_the_same_turns_and_contexts_and_the_live_ones_st
 async fn another_tier_gives_its_parts_in_the_same_places() {
     let (log, _, enriched) = lived().await;
     let replay = Replay { tier: Some(Tier::Full), ..planned(&log, "full").await };
-    run(&log, &Contexts::in_memory().await.unwrap(), &replay, &Setup::named("0")).await.unwrap();
+    run(&log, &tests::contexts().await, &replay, &Setup::named("0")).await.unwrap();
     let replayed = turns(&log, &replay::topic("full")).await;
     let place = |turn: &Turn| (turn.id, turn.position, turn.stamp, turn.text.clone());
     assert_eq!(replayed.iter().map(place).collect::<Vec<_>>(), enriched.iter().map(place).collect::<Vec<_>>());
@@ -127,7 +127,7 @@ async fn a_replay_of_some_stages_of_a_range_leaves_the_others_as_they_were() {
         ..Range::default()
     };
     let setup = Setup { stages: vec!["two"], ..Setup::named("0") };
-    run(&log, &Contexts::in_memory().await.unwrap(), &replay, &setup).await.unwrap();
+    run(&log, &tests::contexts().await, &replay, &setup).await.unwrap();
     let replayed = turns(&log, &replay::topic("some")).await;
     let replayed: Vec<&Turn> = replayed.iter().filter(|turn| turn.conversation == "a").collect();
     assert_eq!(replayed.len(), 4, "from the first bound up to the second");
@@ -143,7 +143,7 @@ async fn a_replay_of_some_stages_of_a_range_leaves_the_others_as_they_were() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replay_that_failed_in_the_middle_goes_on_without_doubling() {
     let (log, _, enriched) = lived().await;
-    let (replay, contexts) = (planned(&log, "again").await, Contexts::in_memory().await.unwrap());
+    let (replay, contexts) = (planned(&log, "again").await, tests::contexts().await);
     let mut setup = Setup::named("0");
     setup.limits.batch_turns_max = 3;
     setup.hand.hold();

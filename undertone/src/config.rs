@@ -229,23 +229,24 @@ pub enum Tier {
 
 /// `[context]`.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Context {
     /// Where contexts live.
-    #[serde(flatten)]
-    pub backend: ContextBackend,
+    pub kind: StoreKind,
+    /// The file; empty: under the data folder.
+    pub path: PathBuf,
     /// Whether no other machine processes turns of this Kafka.
     pub only_machine: bool,
 }
 
-/// Where contexts live, by `kind`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum ContextBackend {
+/// Where something is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
     /// One file on this machine.
-    Sqlite {
-        /// Empty: under the data folder.
-        path: PathBuf,
-    },
+    Sqlite,
+    /// The CQL server of `[scylla]`.
+    Scylla,
 }
 
 /// `[history]`.
@@ -253,23 +254,13 @@ pub enum ContextBackend {
 #[serde(deny_unknown_fields)]
 pub struct History {
     /// Where turns are kept.
-    pub kind: HistoryKind,
+    pub kind: StoreKind,
     /// The file; empty: under the data folder.
     pub path: PathBuf,
     /// How long turns are kept on a CQL server, in days; 0: for ever.
     pub retention_days: u32,
     /// Consumer group of the writer.
     pub group: String,
-}
-
-/// Where turns are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HistoryKind {
-    /// One file on this machine.
-    Sqlite,
-    /// The CQL server of `[scylla]`.
-    Scylla,
 }
 
 /// `[models]`.
@@ -351,8 +342,7 @@ impl Config {
 
     /// The file of the contexts.
     pub fn context_path(&self) -> PathBuf {
-        let ContextBackend::Sqlite { path } = &self.context.backend;
-        or_under(path, &self.data.dir, "contexts.sqlite")
+        or_under(&self.context.path, &self.data.dir, "contexts.sqlite")
     }
 
     /// The file of the history.
@@ -434,7 +424,7 @@ impl Config {
         processors::plan(processors::stages::ORDER, &self.processors.stages)
             .map_err(|error| Error::Value(error.to_string()))?;
         crate::telemetry::filter(&self.log.level).map_err(Error::Value)?;
-        if self.history.kind == HistoryKind::Scylla {
+        if [self.history.kind, self.context.kind].contains(&StoreKind::Scylla) {
             self.scylla.check()?;
         }
         self.check_names()?;
@@ -489,15 +479,15 @@ impl Config {
     /// # Errors
     /// [`Error::Conflict`] with the mend.
     pub fn check_only_machine(&self) -> Result<(), Error> {
-        let ContextBackend::Sqlite { .. } = self.context.backend;
-        if self.is_embedded() || self.context.only_machine {
+        if self.is_embedded() || self.context.only_machine || self.context.kind == StoreKind::Scylla {
             return Ok(());
         }
         conflict(
             "[kafka] bootstrap names an outside Kafka, and [context] kind = \"sqlite\" keeps contexts on this machine \
              only: a second machine would split them"
                 .to_owned(),
-            "set [context] only_machine = true if no other machine processes turns of this Kafka".to_owned(),
+            "set [context] only_machine = true if no other machine processes turns of this Kafka, or kind = \"scylla\""
+                .to_owned(),
         )
     }
 }

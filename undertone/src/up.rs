@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::health::Health;
-pub(crate) use databases::{durability, open_history};
+pub(crate) use databases::{Databases, durability};
 pub use roles::{Failed, Role};
 
 /// How long the start waits for roles that are still getting ready, such as for a group to give them their partitions;

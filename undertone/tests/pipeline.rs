@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use undertone::config::{Config, HistoryKind};
+use undertone::config::{Config, StoreKind};
 use undertone::up::{self, Role, Running};
 
 /// Longer than anything here takes on a busy machine.
@@ -26,7 +26,8 @@ fn configured(server: &Server) -> Config {
         config.kafka.partitions = tests::APACHE_PARTITIONS;
     }
     if let Some(scylla) = &server.cassandra {
-        config.history.kind = HistoryKind::Scylla;
+        config.history.kind = StoreKind::Scylla;
+        config.context.kind = StoreKind::Scylla;
         config.scylla.nodes = scylla.nodes.join(",");
         config.scylla.keyspace.clone_from(&scylla.keyspace);
         config.scylla.replication.clone_from(&scylla.replication);

@@ -5,12 +5,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use schemas::Stamp;
 
-use super::{Assigned, Attempt, Batch, ContextError, Epoch, Record, Start, Version, Watermark, Write, newest_below};
+use super::{
+    Assigned, Attempt, Batch, CONVERSATIONS_MAX, ContextError, Epoch, Record, Start, Version, Watermark, Write,
+    newest_below,
+};
 use crate::sqlite::{Database, Layout};
 use crate::{DatabaseError, Durability};
 
@@ -41,54 +43,26 @@ static LAYOUT: Layout = Layout {
         ) STRICT, WITHOUT ROWID;"],
 };
 
-/// Most conversations that one call of [`Contexts::conversations`] returns.
-pub const CONVERSATIONS_MAX: usize = 1000;
-
-/// How long a batch waits for room on a full disk, or for another process to let the file go. Its transaction is open
-/// meanwhile, and the brokers abort it at about this time.
-const ROOM_WITHIN: Duration = Duration::from_secs(10);
-/// Time between two tries.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-
 /// Handle on the contexts; clones share its thread.
 #[derive(Debug, Clone)]
-pub struct Contexts {
+pub(super) struct Sqlite {
     database: Database,
 }
 
-impl Contexts {
-    /// Opens or creates the file, safe against kill -9 ([`Durability::Kill`]).
-    ///
-    /// # Errors
-    /// The file cannot be opened, is something else, or a newer release wrote it.
-    pub async fn open(path: &Path) -> Result<Contexts, ContextError> {
-        Contexts::open_with(path, Durability::Kill).await
+impl Sqlite {
+    /// See [`super::Contexts::open_with`].
+    pub(super) async fn open_with(path: &Path, durability: Durability) -> Result<Sqlite, ContextError> {
+        Ok(Sqlite { database: Database::open(path, &LAYOUT, durability, 0).await? })
     }
 
-    /// Opens or creates the file with a chosen durability. Where the log syncs before it acknowledges, this must be
-    /// [`Durability::Power`].
-    ///
-    /// # Errors
-    /// As [`Contexts::open`].
-    pub async fn open_with(path: &Path, durability: Durability) -> Result<Contexts, ContextError> {
-        Ok(Contexts { database: Database::open(path, &LAYOUT, durability, 0).await? })
-    }
-
-    /// Contexts that end with the process.
-    ///
-    /// # Errors
-    /// SQLite has no memory.
+    /// See [`super::Contexts::in_memory`].
     #[expect(clippy::unused_async, reason = "opened like a file, so that callers can choose either")]
-    pub async fn in_memory() -> Result<Contexts, ContextError> {
-        Ok(Contexts { database: Database::in_memory(&LAYOUT)? })
+    pub(super) async fn in_memory() -> Result<Sqlite, ContextError> {
+        Ok(Sqlite { database: Database::in_memory(&LAYOUT)? })
     }
 
-    /// Makes the caller the owner of a partition: issues an epoch larger than all before it, durably. To be called
-    /// before any context of the partition is read.
-    ///
-    /// # Errors
-    /// The database could not serve.
-    pub async fn assign(&self, chain: &str, partition: i32) -> Result<Assigned, ContextError> {
+    /// See [`super::Contexts::assign`].
+    pub(super) async fn assign(&self, chain: &str, partition: i32) -> Result<Assigned, ContextError> {
         let chain = chain.to_owned();
         self.database
             .write(move |transaction| {
@@ -103,27 +77,8 @@ impl Contexts {
             .await
     }
 
-    /// The slices from which a batch that starts at offset `below` continues, by conversation and stage: the newest
-    /// version whose stamp is below it. A conversation that is new there is absent.
-    ///
-    /// # Errors
-    /// A slice exists without such a version, or was folded on another partition; the database could not serve.
-    pub async fn load(
-        &self,
-        partition: i32,
-        below: i64,
-        stages: &[&str],
-        conversations: &[String],
-    ) -> Result<HashMap<(String, String), Version>, ContextError> {
-        let conversations = conversations.to_vec();
-        self.load_all(vec![Start { partition, below, conversations }], stages).await
-    }
-
-    /// As [`Contexts::load`], for several partitions at once. A conversation belongs to one of them.
-    ///
-    /// # Errors
-    /// As [`Contexts::load`].
-    pub async fn load_all(
+    /// See [`super::Contexts::load_all`].
+    pub(super) async fn load_all(
         &self,
         starts: Vec<Start>,
         stages: &[&str],
@@ -147,32 +102,8 @@ impl Contexts {
             .await
     }
 
-    /// Saves the slices of a batch and its watermark together. A noted attempt stays until the owner clears it.
-    ///
-    /// # Errors
-    /// [`ContextError::Fenced`] if the epoch is not the newest, and nothing is written; the database could not serve.
-    pub async fn save(&self, batch: Batch) -> Result<(), ContextError> {
-        self.save_all(vec![batch]).await
-    }
-
-    /// As [`Contexts::save`], for several partitions: all of them, or none. Waits ten seconds for room on a full disk.
-    ///
-    /// # Errors
-    /// As [`Contexts::save`].
-    pub async fn save_all(&self, batches: Vec<Batch>) -> Result<(), ContextError> {
-        let (batches, begun) = (Arc::<[Batch]>::from(batches), Instant::now());
-        loop {
-            match self.try_save(Arc::clone(&batches)).await {
-                Err(ContextError::Database(error)) if error.is_transient() && begun.elapsed() < ROOM_WITHIN => {
-                    tracing::warn!(error = %error, "contexts are not written yet");
-                    tokio::time::sleep(LOOK_EVERY).await;
-                }
-                done => return done,
-            }
-        }
-    }
-
-    async fn try_save(&self, batches: Arc<[Batch]>) -> Result<(), ContextError> {
+    /// See [`super::Contexts::save_all`]: all of them, or none.
+    pub(super) async fn try_save(&self, batches: Arc<[Batch]>) -> Result<(), ContextError> {
         self.database
             .write(move |transaction| {
                 for batch in batches.iter() {
@@ -189,20 +120,14 @@ impl Contexts {
             .await
     }
 
-    /// Asks whether the epoch of a partition is still the newest.
-    ///
-    /// # Errors
-    /// [`ContextError::Fenced`] if it is not; the database could not serve.
-    pub async fn confirm(&self, chain: &str, partition: i32, epoch: Epoch) -> Result<(), ContextError> {
+    /// See [`super::Contexts::confirm`].
+    pub(super) async fn confirm(&self, chain: &str, partition: i32, epoch: Epoch) -> Result<(), ContextError> {
         let chain = chain.to_owned();
         self.database.read(move |transaction| own(transaction, &chain, partition, epoch)).await
     }
 
-    /// Notes beside the watermark that a turn is tried alone, or that it no longer is.
-    ///
-    /// # Errors
-    /// As [`Contexts::save`].
-    pub async fn note_attempt(
+    /// See [`super::Contexts::note_attempt`].
+    pub(super) async fn note_attempt(
         &self,
         chain: &str,
         partition: i32,
@@ -223,21 +148,14 @@ impl Contexts {
             .await
     }
 
-    /// All slices of a conversation, by stage.
-    ///
-    /// # Errors
-    /// The database could not serve.
-    pub async fn show(&self, conversation: &str) -> Result<Vec<Record>, ContextError> {
+    /// See [`super::Contexts::show`].
+    pub(super) async fn show(&self, conversation: &str) -> Result<Vec<Record>, ContextError> {
         let conversation = conversation.to_owned();
         self.database.read(move |transaction| Ok(records(transaction, &conversation, None)?)).await
     }
 
-    /// Names of the conversations that have a context, in order of the name, after a given one; at most
-    /// [`CONVERSATIONS_MAX`].
-    ///
-    /// # Errors
-    /// The database could not serve.
-    pub async fn conversations(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, ContextError> {
+    /// See [`super::Contexts::conversations`].
+    pub(super) async fn conversations(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, ContextError> {
         let after = after.unwrap_or_default().to_owned();
         self.database
             .read(move |transaction| {
@@ -250,11 +168,8 @@ impl Contexts {
             .await
     }
 
-    /// How far each chain has come on each partition.
-    ///
-    /// # Errors
-    /// The database could not serve.
-    pub async fn watermarks(&self) -> Result<Vec<Watermark>, ContextError> {
+    /// See [`super::Contexts::watermarks`].
+    pub(super) async fn watermarks(&self) -> Result<Vec<Watermark>, ContextError> {
         self.database
             .read(move |transaction| {
                 let mut statement = transaction.prepare_cached(
@@ -267,12 +182,8 @@ impl Contexts {
             .await
     }
 
-    /// Forgets a chain's slices of a partition, its watermark and its attempt, before they are folded anew. The epoch
-    /// stays, so that an older owner cannot come back.
-    ///
-    /// # Errors
-    /// As [`Contexts::save`].
-    pub async fn clear_partition(
+    /// See [`super::Contexts::clear_partition`].
+    pub(super) async fn clear_partition(
         &self,
         chain: &str,
         partition: i32,
@@ -300,11 +211,8 @@ impl Contexts {
             .await
     }
 
-    /// Forgets all slices, watermarks and attempts, and takes every partition from its owner.
-    ///
-    /// # Errors
-    /// The database could not serve.
-    pub async fn clear(&self) -> Result<(), ContextError> {
+    /// See [`super::Contexts::clear`].
+    pub(super) async fn clear(&self) -> Result<(), ContextError> {
         self.database
             .write(move |transaction| {
                 transaction.execute("DELETE FROM slices", [])?;

@@ -10,7 +10,8 @@ use store::history::verify::{Comparison, verify};
 use super::replay::reach;
 use super::{Settings, runtime, say};
 use crate::health::Health;
-use crate::{telemetry, up};
+use crate::telemetry;
+use crate::up::Databases;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum HistoryCommand {
@@ -32,7 +33,7 @@ pub(super) fn history(settings: &Settings, command: &HistoryCommand) -> anyhow::
     runtime()?.block_on(async {
         let (kafka, broker) = reach(&config).await?;
         let found = async {
-            let history = up::open_history(&config, &Health::default()).await?;
+            let history = Databases::new(Health::default()).history(&config).await?;
             let told = |found: &Comparison| {
                 let _ = writeln!(std::io::stderr(), "{} turns compared", found.compared);
             };

@@ -15,9 +15,10 @@ use store::context::{Contexts, Record, Version};
 use store::log::Kafka;
 
 use super::{runtime, say};
-use crate::config::Config;
+use crate::config::{Config, StoreKind};
+use crate::health::Health;
 use crate::locate;
-use crate::up::{self, Role};
+use crate::up::{self, Databases, Role};
 
 /// Bars of the emotions that are drawn, and how wide the longest is.
 const BARS: usize = 6;
@@ -88,9 +89,13 @@ fn provenance(made: &schemas::Provenance) -> String {
 
 pub(super) fn contexts_show(config: &Config, conversation: &str) -> anyhow::Result<ExitCode> {
     let path = config.context_path();
-    anyhow::ensure!(path.exists(), "there are no contexts at {}; is --data-dir right?", path.display());
+    anyhow::ensure!(
+        config.context.kind == StoreKind::Scylla || path.exists(),
+        "there are no contexts at {}; is --data-dir right?",
+        path.display()
+    );
     let records = runtime()?.block_on(async {
-        let contexts = Contexts::open_with(&path, up::durability(config)).await.context("open the contexts")?;
+        let contexts = Databases::new(Health::default()).contexts(config).await?;
         contexts.show(conversation).await.context("read the contexts")
     })?;
     anyhow::ensure!(!records.is_empty(), "there is no context of a conversation \"{conversation}\"");
@@ -139,8 +144,7 @@ pub(super) fn contexts_rebuild(mut config: Config, forget: bool) -> anyhow::Resu
         if let Some(broker) = &broker {
             broker.kafka().clone_into(&mut kafka.bootstrap);
         }
-        let contexts = Contexts::open_with(&config.context_path(), up::durability(&config)).await;
-        let contexts = contexts.context("open the contexts (settings: [context])")?;
+        let contexts = Databases::new(Health::default()).contexts(&config).await?;
         let done = match forget {
             true => forgotten(&chain, &group, &plan, &kafka, &contexts).await,
             false => rebuilt(&chain, &group, &plan, &kafka, &contexts).await,

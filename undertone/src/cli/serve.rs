@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use super::{Demo, Settings, Top, runtime, say};
-use crate::config::Config;
+use crate::config::{Config, StoreKind};
 use crate::up::{self, Role, Running};
 use crate::watch::feed::Follow;
 use crate::watch::{self, Until};
@@ -77,9 +77,9 @@ fn temporary(config: &mut Config) -> anyhow::Result<tempfile::TempDir> {
     let Config { data, broker, .. } = config;
     dir.path().clone_into(&mut data.dir);
     broker.dir = Default::default();
-    let crate::config::ContextBackend::Sqlite { path } = &mut config.context.backend;
-    *path = Default::default();
-    config.history.kind = crate::config::HistoryKind::Sqlite;
+    config.context.kind = StoreKind::Sqlite;
+    config.context.path = Default::default();
+    config.history.kind = StoreKind::Sqlite;
     config.history.path = Default::default();
     Ok(dir)
 }

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use store::Durability;
+use store::context::Contexts;
 use store::cql::Keyspace;
 use store::history::History;
+use tokio::sync::OnceCell;
 
-use crate::config::{Config, Fsync, HistoryKind};
+use crate::config::{Config, Fsync, StoreKind};
 use crate::health::{Health, State};
 
 /// Pause between two tries to reach the CQL server at the start.
@@ -22,16 +24,42 @@ pub(crate) fn durability(config: &Config) -> Durability {
     }
 }
 
-/// Opens the history.
-pub(crate) async fn open_history(config: &Config, health: &Health) -> anyhow::Result<History> {
-    let history = match config.history.kind {
-        HistoryKind::Sqlite => History::open_with(&config.history_path(), durability(config)).await,
-        HistoryKind::Scylla => {
-            let keyspace = connect_scylla(config, health).await?;
-            History::on_scylla(keyspace, NonZeroU32::new(config.history.retention_days)).await
-        }
-    };
-    history.context("open the history (settings: [history])")
+/// The databases of a process; what is on the CQL server shares its connections.
+pub(crate) struct Databases {
+    health: Health,
+    keyspace: OnceCell<Keyspace>,
+}
+
+impl Databases {
+    /// None is open yet.
+    pub(crate) fn new(health: Health) -> Databases {
+        Databases { health, keyspace: OnceCell::new() }
+    }
+
+    /// Opens the history.
+    pub(crate) async fn history(&self, config: &Config) -> anyhow::Result<History> {
+        let history = match config.history.kind {
+            StoreKind::Sqlite => History::open_with(&config.history_path(), durability(config)).await,
+            StoreKind::Scylla => {
+                let days = NonZeroU32::new(config.history.retention_days);
+                History::on_scylla(self.scylla(config).await?, days).await
+            }
+        };
+        history.context("open the history (settings: [history])")
+    }
+
+    /// Opens the contexts.
+    pub(crate) async fn contexts(&self, config: &Config) -> anyhow::Result<Contexts> {
+        let contexts = match config.context.kind {
+            StoreKind::Sqlite => Contexts::open_with(&config.context_path(), durability(config)).await,
+            StoreKind::Scylla => Contexts::on_scylla(self.scylla(config).await?).await,
+        };
+        contexts.context("open the contexts (settings: [context])")
+    }
+
+    async fn scylla(&self, config: &Config) -> anyhow::Result<Keyspace> {
+        Ok(self.keyspace.get_or_try_init(|| connect_scylla(config, &self.health)).await?.clone())
+    }
 }
 
 /// Connects to the CQL server, and tries again while it is away.

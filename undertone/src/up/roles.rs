@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::databases::Databases;
 use super::http::{self, Limits};
 use super::wiring::{Given, kafka};
 use crate::admin;
@@ -164,6 +165,7 @@ pub(super) async fn start(
         codec: Arc::new(Codec::embedded()),
         meter,
         spans,
+        databases: Databases::new(health.clone()),
         health,
         failed,
         readers,

@@ -13,13 +13,12 @@ use opentelemetry::metrics::Meter;
 use processors::TierPolicy;
 use schemas::{Codec, Spans, Tier};
 use secrecy::ExposeSecret as _;
-use store::context::Contexts;
 use store::history::{History, writer};
 use store::log::{Admin, Kafka, Producer, ProducerLimits};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::databases::{durability, open_history};
+use super::databases::Databases;
 use super::roles::{Failed, Role, Tasks};
 use super::watchdog;
 use crate::admin::Facts;
@@ -36,6 +35,7 @@ pub(super) struct Given {
     pub(super) meter: Meter,
     pub(super) spans: Spans,
     pub(super) health: Health,
+    pub(super) databases: Databases,
     pub(super) failed: mpsc::Sender<Failed>,
     pub(super) readers: CancellationToken,
     pub(super) readers_done: Tasks,
@@ -101,7 +101,7 @@ impl Given {
         if !self.plays(Role::History) && !self.plays(Role::Api) {
             return Ok(None);
         }
-        open_history(&self.config, &self.health).await.map(Some)
+        self.databases.history(&self.config).await.map(Some)
     }
 
     pub(super) fn start_history(&self, history: History) -> anyhow::Result<()> {
@@ -154,11 +154,11 @@ impl Given {
             return Ok(());
         }
         let settings = self.processors_settings()?;
-        let contexts = Contexts::open_with(&self.config.context_path(), durability(&self.config)).await;
+        let contexts = self.databases.contexts(&self.config).await?;
         let status = Arc::new(processors::Status::default());
         let around = processors::Surroundings {
             kafka: self.kafka.clone(),
-            contexts: contexts.context("open the contexts (settings: [context])")?,
+            contexts,
             codec: Arc::clone(&self.codec),
             meter: self.meter.clone(),
             spans: self.spans.clone(),

@@ -31,7 +31,7 @@ test: $(LIBRARY) ## Run the whole test suite, on embedded parts.
 test-kafka: build ## Run what is about the log on an Apache Kafka, installed into .servers/ (needs Java, Maven).
 	deploy/servers/kafka with tests/kafka $(PROGRAM)
 
-test-cassandra: $(LIBRARY) ## Run what is about history on an Apache Cassandra, installed into .servers/ (needs Java, Maven).
+test-cassandra: $(LIBRARY) ## Run what is about history and contexts on an Apache Cassandra, installed into .servers/ (needs Java, Maven).
 	deploy/servers/cassandra with tests/cassandra
 
 check: $(LIBRARY) ## Format, lints and documentation, as CI checks them.

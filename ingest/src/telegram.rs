@@ -214,7 +214,7 @@ impl Frame<'_> {
         let id = self.id(&said.conversation);
         if said.text.len() > self.text_bytes_max {
             let (bytes, max) = (said.text.len(), self.text_bytes_max);
-            let detail = format!("text of {bytes} bytes is over the bound of {max}: raise the bound; {KEPT}");
+            let detail = format!("text of {bytes} bytes is over the bound of {max}: say it in parts; {KEPT}");
             return self.reject(id, Reason::Oversized, detail, Some(said.conversation));
         }
         if said.text.contains('\0') {

@@ -20,7 +20,9 @@ use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::errors::{DbError, ExecutionError, NewSessionError, PrepareError, RequestAttemptError};
 use scylla::response::{PagingState, PagingStateResponse};
+use scylla::serialize::batch::BatchValues;
 use scylla::serialize::row::SerializeRow;
+use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::unprepared::Statement;
 use scylla::statement::{Consistency, SerialConsistency};
@@ -206,6 +208,27 @@ impl Keyspace {
         Ok(())
     }
 
+    /// Prepares several statements that write to one partition, as one request.
+    pub(crate) async fn prepare_together(&self, statements: &[&str]) -> Result<Together, DatabaseError> {
+        let mut batch = Batch::new(BatchType::Unlogged);
+        for statement in statements {
+            batch.append_statement(self.prepare(statement).await?);
+        }
+        batch.set_is_idempotent(true);
+        Ok(Together(batch))
+    }
+
+    /// Writes to one partition.
+    pub(crate) async fn write_together(
+        &self,
+        statements: &Together,
+        values: impl BatchValues,
+    ) -> Result<(), DatabaseError> {
+        let _under_way = self.admit().await?;
+        self.0.session.batch(&statements.0, values).await?;
+        Ok(())
+    }
+
     /// Reads all rows, in the server's pages.
     pub(crate) async fn read<R>(
         &self,
@@ -253,6 +276,15 @@ impl Inner {
     }
 }
 
+/// Prepared statements that write to one partition, as one request.
+pub(crate) struct Together(Batch);
+
+impl std::fmt::Debug for Together {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Together").field(&self.0.statements.len()).finish()
+    }
+}
+
 /// A place in the queue.
 struct Place<'a>(&'a AtomicUsize);
 
@@ -269,8 +301,11 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Names stand in statements as they are.
-fn check_name(name: &str) -> Result<(), DatabaseError> {
+/// Whether this is a name for a keyspace; names stand in statements as they are.
+///
+/// # Errors
+/// It is none, with what would be.
+pub fn check_name(name: &str) -> Result<(), DatabaseError> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     if (1..=48).contains(&name.len()) && name.as_bytes()[0].is_ascii_lowercase() && name.bytes().all(fits) {
         return Ok(());

@@ -19,6 +19,9 @@ pub use load::{DEFAULT, Error, load, table};
 pub use scylla::Scylla;
 pub use secret::masked;
 
+/// CQL's longest time to live is twenty years, in days.
+const RETENTION_DAYS_MAX: u32 = 7300;
+
 /// All settings, complete.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -424,6 +427,13 @@ impl Config {
         processors::plan(processors::stages::ORDER, &self.processors.stages)
             .map_err(|error| Error::Value(error.to_string()))?;
         crate::telemetry::filter(&self.log.level).map_err(Error::Value)?;
+        let days = self.history.retention_days;
+        if days > RETENTION_DAYS_MAX || days > 0 && self.history.kind == StoreKind::Sqlite {
+            return conflict(
+                format!("[history] retention_days = {days} cannot be kept"),
+                format!("with kind = \"scylla\" give up to {RETENTION_DAYS_MAX}; a file keeps turns for ever: give 0"),
+            );
+        }
         if [self.history.kind, self.context.kind].contains(&StoreKind::Scylla) {
             self.scylla.check()?;
         }

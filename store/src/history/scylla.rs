@@ -26,8 +26,8 @@ use uuid::Uuid;
 
 use super::{Conversation, Cursor, HistoryError, PAGE_MAX, Page, Row};
 use crate::DatabaseError;
-use crate::cql::Keyspace;
 use crate::cql::migrate::Tables;
+use crate::cql::{Keyspace, Together};
 
 /// Positions in a partition of turns; with enriched turns of 900 bytes (two stages, short texts) it has 900 kB.
 const BUCKET_TURNS: i64 = 1000;
@@ -80,8 +80,7 @@ struct Inner {
 #[derive(Debug)]
 struct Statements {
     put_turn: PreparedStatement,
-    put_position: PreparedStatement,
-    put_last_at: PreparedStatement,
+    put_head: Together,
     put_activity: PreparedStatement,
     put_minute: PreparedStatement,
     put_day: PreparedStatement,
@@ -123,9 +122,12 @@ impl Scylla {
                  VALUES (?, ?, ?, ?, ?, ?, ?)",
             )
             .await?,
-            put_position: prepare("UPDATE {}.heads USING TIMESTAMP ? SET last_position = ? WHERE conversation = ?")
+            put_head: keyspace
+                .prepare_together(&[
+                    "UPDATE {}.heads USING TIMESTAMP ? SET last_at = ? WHERE conversation = ?",
+                    "UPDATE {}.heads USING TIMESTAMP ? SET last_position = ? WHERE conversation = ?",
+                ])
                 .await?,
-            put_last_at: prepare("UPDATE {}.heads USING TIMESTAMP ? SET last_at = ? WHERE conversation = ?").await?,
             put_activity: prepare(
                 "UPDATE {}.activity USING TIMESTAMP ? SET at = ? WHERE minute = ? AND shard = ? AND conversation = ?",
             )
@@ -193,17 +195,14 @@ impl Scylla {
             keyspace.write(&statements.put_person, ((*person).to_owned(), (*conversation).to_owned()))
         };
         all(summary.people.iter().map(put_person).collect()).await?;
-        let put_last_at = |(conversation, head): (&&str, &Head)| {
-            let values = (write_time(head.last_at, now), head.last_at, (*conversation).to_owned());
-            keyspace.write(&statements.put_last_at, values)
-        };
-        all(summary.heads.iter().map(put_last_at).collect()).await?;
         // From here on the turns are seen.
-        let put_position = |(conversation, head): (&&str, &Head)| {
-            let values = (head.last_position, head.last_position, (*conversation).to_owned());
-            keyspace.write(&statements.put_position, values)
+        let put_head = |(conversation, head): (&&str, &Head)| {
+            let Head { last_position, last_at } = *head;
+            let conversation = (*conversation).to_owned();
+            let last_at = (write_time(last_at, now), last_at, conversation.clone());
+            keyspace.write_together(&statements.put_head, (last_at, (last_position, last_position, conversation)))
         };
-        all(summary.heads.iter().map(put_position).collect()).await?;
+        all(summary.heads.iter().map(put_head).collect()).await?;
         let put_reached =
             |(partition, next): (&i32, &i64)| keyspace.write(&statements.put_reached, (topic, *partition, *next));
         all(reached.iter().map(put_reached).collect()).await?;

@@ -147,6 +147,11 @@ pub(super) async fn reach(config: &Config) -> anyhow::Result<(Kafka, Option<Runn
     if !config.is_embedded() {
         return Ok((kafka, None));
     }
+    anyhow::ensure!(
+        config.broker_dir().exists(),
+        "there is no log at {}; is --data-dir right?",
+        config.broker_dir().display()
+    );
     let mut alone = config.clone();
     alone.http.listen.set_port(0);
     alone.broker.listen.set_port(0);
@@ -178,14 +183,16 @@ async fn replay_on(
         !plan.received.is_empty(),
         "there is nothing in this range: {TURNS_RECEIVED} has no record there; `undertone topics` shows what it holds"
     );
-    if options.dry_run {
-        return say(&told(options, &plan, &folder, begun)?);
-    }
     if !begun {
         // A plan that cannot run would hold the name.
         let (models, onnxruntime) = weights(config, &plan.request)?;
         processors::Models::open(&models, &onnxruntime, &processors::Options::default())
-            .context("load the models of the replay")?;
+            .with_context(|| format!("load the models of the replay from {}", models.display()))?;
+    }
+    if options.dry_run {
+        return say(&told(options, &plan, &folder, begun)?);
+    }
+    if !begun {
         plan.write(&folder)?;
     }
     let spec = TopicSpec {

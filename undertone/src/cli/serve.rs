@@ -19,6 +19,10 @@ use crate::{demo, telemetry, top};
 const INTERRUPTED: i32 = 130;
 
 pub(super) fn up(mut config: Config, ephemeral: bool) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(
+        !ephemeral || config.history.kind == StoreKind::Sqlite && config.context.kind == StoreKind::Sqlite,
+        "--ephemeral keeps nothing, and [history] or [context] kind = \"scylla\" keeps it on a server: leave one of them out"
+    );
     let kept = if ephemeral { Some(temporary(&mut config)?) } else { None };
     let code = run(config, &[]);
     drop(kept);

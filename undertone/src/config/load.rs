@@ -182,6 +182,10 @@ const BOT_KEYS: [&str; 2] = ["webhook_secret", "webhook_secret_file"];
 impl<'a> Known<'a> {
     fn below(&self, path: &[String], key: &str) -> Option<Known<'a>> {
         match self {
+            // The path of a file that holds a secret.
+            Known::Section(table) if secret::file_of(key).is_some_and(|secret| table.contains_key(secret)) => {
+                Some(Known::Text)
+            }
             Known::Section(table) => Some(match (path, key, table.get(key)?) {
                 ([section], "bots", _) if section == "telegram" => Known::Bots,
                 ([section], "properties", _) if section == "kafka" => Known::Properties,

@@ -61,6 +61,15 @@ impl Scylla {
                 "give host:port,host:port of some nodes".to_owned(),
             );
         }
+        store::cql::check_name(&settings.keyspace).or_else(|error| {
+            conflict(format!("[scylla] keyspace: {error}"), "the name stands in statements as it is".to_owned())
+        })?;
+        if self.user.is_empty() != self.password.expose_secret().is_empty() {
+            return conflict(
+                "[scylla] has one of user and password only".to_owned(),
+                "give both, or neither where the server does not ask".to_owned(),
+            );
+        }
         if !self.replication.trim().starts_with('{') || self.replication.contains(';') {
             return conflict(
                 format!("[scylla] replication = \"{}\" is not what CQL calls a map", self.replication),

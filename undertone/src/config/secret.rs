@@ -16,6 +16,11 @@ fn is_secret(key: &str) -> bool {
         && ["password", "secret", "token", "jaas", "oauthbearer.config", ".pem"].iter().any(|word| key.contains(word))
 }
 
+/// The secret whose file this key names.
+pub(super) fn file_of(key: &str) -> Option<&str> {
+    key.strip_suffix(FILE).filter(|secret| is_secret(secret))
+}
+
 /// The settings with every secret replaced by a remark.
 pub fn masked(table: &Table) -> Table {
     let mask = |(key, value): (&String, &Value)| {
@@ -31,18 +36,21 @@ pub fn masked(table: &Table) -> Table {
 
 /// Replaces every `SECRET_file = path` by `SECRET = content`, without the line end that editors add.
 pub(super) fn read_files(table: &mut Table) -> Result<(), Error> {
-    let files: Vec<String> = table.keys().filter(|k| k.strip_suffix(FILE).is_some_and(is_secret)).cloned().collect();
+    let files: Vec<String> = table.keys().filter(|key| file_of(key).is_some()).cloned().collect();
     for key in files {
-        let name = key.strip_suffix(FILE).expect("filtered by this suffix").to_owned();
+        let name = file_of(&key).expect("filtered by it").to_owned();
         let Some(Value::String(path)) = table.remove(&key) else { continue };
         if path.is_empty() {
             continue;
         }
-        if table.contains_key(&name) {
+        if table.get(&name).is_some_and(|set| set.as_str() != Some("")) {
             let what = format!("both {name} and {key} are set");
             return Err(Error::Conflict { what, mend: "give one of them".to_owned() });
         }
-        let text = read(Path::new(&path))?;
+        let text = read(Path::new(&path)).map_err(|error| match error {
+            Error::File { path, problem } => Error::File { path, problem: format!("{problem} (it is named by {key})") },
+            other => other,
+        })?;
         table.insert(name, Value::String(text.trim_end_matches(['\r', '\n']).to_owned()));
     }
     for nested in table.iter_mut().filter_map(|(_, value)| value.as_table_mut()) {

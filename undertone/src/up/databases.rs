@@ -13,8 +13,9 @@ use tokio::sync::OnceCell;
 use crate::config::{Config, Fsync, StoreKind};
 use crate::health::{Health, State};
 
-/// Pause between two tries to reach the CQL server at the start.
-const RETRY: Duration = Duration::from_millis(500);
+/// First and longest pause between two tries to reach the CQL server at the start.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What the stores must survive: as much as the log's acknowledgement does, or they fall behind it.
 pub(crate) fn durability(config: &Config) -> Durability {
@@ -66,7 +67,7 @@ impl Databases {
 async fn connect_scylla(config: &Config, health: &Health) -> anyhow::Result<Keyspace> {
     let settings = config.scylla.settings();
     let patience = Duration::from_secs(config.scylla.connect_seconds_max);
-    let begun = Instant::now();
+    let (begun, mut pause) = (Instant::now(), PAUSE_MIN);
     loop {
         match Keyspace::connect(&settings).await {
             Ok(keyspace) => {
@@ -76,7 +77,8 @@ async fn connect_scylla(config: &Config, health: &Health) -> anyhow::Result<Keys
             Err(error) if error.is_transient() && begun.elapsed() < patience => {
                 health.set("scylla", State::Unwell(error.to_string()));
                 tracing::warn!(nodes = settings.nodes.join(","), %error, "no CQL server answers; trying again");
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
             }
             Err(error) => {
                 let nodes = settings.nodes.join(", ");

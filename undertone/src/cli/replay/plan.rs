@@ -122,6 +122,11 @@ async fn received(admin: &Admin, range: &Range) -> anyhow::Result<(Extent, i32)>
         extent.starts.entry(*partition).and_modify(|start| *start = (*start).max(*from));
     }
     for (partition, until) in &range.until {
+        let (start, end) = (extent.starts.get(partition).copied().unwrap_or(0), extent.ends[partition]);
+        anyhow::ensure!(
+            (start..=end).contains(until),
+            "of partition {partition} there is {start} to {end} to replay: end there, not at {until}"
+        );
         extent.ends.entry(*partition).and_modify(|end| *end = (*end).min(*until));
     }
     if !range.partitions.is_empty() {

@@ -207,3 +207,40 @@ fn bot_without_a_secret_is_named_with_both_ways_to_give_it() {
     let said = with_file("[telegram.bots.helper]\n").unwrap_err().to_string();
     assert!(said.contains("[telegram.bots.helper]") && said.contains("webhook_secret_file"), "{said}");
 }
+
+#[test]
+fn password_of_the_cql_server_comes_from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("scylla");
+    std::fs::write(&secret, "s3cret\n").unwrap();
+    let text = format!(
+        "[history]\nkind = \"scylla\"\nretention_days = 365\n[scylla]\nnodes = \"10.0.0.1:9042, 10.0.0.2:9042\"\n\
+         user = \"undertone\"\npassword_file = \"{}\"\n",
+        secret.display()
+    );
+    let settings = with_file(&text).unwrap().scylla.settings();
+    assert_eq!(settings.login, Some(("undertone".to_owned(), "s3cret".to_owned())));
+    assert_eq!(settings.nodes, ["10.0.0.1:9042", "10.0.0.2:9042"]);
+    assert!(!format!("{settings:?}").contains("s3cret"));
+    let missing = text.replace("scylla\"\n", "missing\"\n").replace("kind = \"missing\"", "kind = \"scylla\"");
+    let message = with_file(&missing).unwrap_err().to_string();
+    assert!(message.contains("password_file"), "{message}");
+}
+
+#[test]
+fn what_a_cql_server_could_not_do_is_refused_before_it_is_asked() {
+    let scylla = "[history]\nkind = \"scylla\"\n[scylla]\n";
+    for (text, word) in [
+        (format!("{scylla}keyspace = \"a; DROP\"\n"), "keyspace"),
+        (format!("{scylla}nodes = \"host\"\n"), "host:port"),
+        (format!("{scylla}replication = \"three\"\n"), "replication_factor"),
+        (format!("{scylla}user = \"undertone\"\n"), "password"),
+        (format!("{scylla}requests_max = 0\n"), "requests_max"),
+        ("[history]\nkind = \"scylla\"\nretention_days = 99999\n".to_owned(), "7300"),
+        ("[history]\nretention_days = 30\n".to_owned(), "a file keeps turns for ever"),
+    ] {
+        let message = with_file(&text).unwrap_err().to_string();
+        assert!(message.contains(word), "{text}: {message}");
+    }
+    with_file("[scylla]\nkeyspace = \"Not Used\"\n").unwrap();
+}

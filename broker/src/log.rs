@@ -21,6 +21,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Instant;
 
 use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
@@ -33,6 +34,7 @@ pub(crate) use describe::KnownProducer;
 use index::{Index, Summary};
 pub(crate) use producers::Aborted;
 use producers::{Producers, Verdict};
+use segment::Order;
 
 /// Beyond this, dead waiters are swept out before a new one is added.
 const WAITERS_SWEEP: usize = 64;
@@ -52,6 +54,7 @@ struct Writer {
     /// Closed segments and index files since the last checkpoint; they are synced before the next one.
     closed_files: Vec<Arc<File>>,
     bytes_since_checkpoint: u64,
+    checkpointed: Instant,
     /// Below it, only the newest record of each key is left.
     compacted_to: i64,
     /// An append failed and none has succeeded since.
@@ -68,6 +71,8 @@ struct View {
     first_open: Option<i64>,
     /// Last stable offset: below it every transaction is decided, and everything is visible.
     stable: i64,
+    /// Nothing was ever compacted away: every offset from `start` on stands in a batch.
+    dense: bool,
     closed: VecDeque<Closed>,
     active: Active,
     aborted: Vec<Aborted>,
@@ -183,7 +188,10 @@ impl Partition {
     }
 
     pub(crate) fn set_settings(&self, settings: &TopicSettings) {
-        self.writer().settings = settings.clone();
+        let mut writer = self.writer();
+        writer.settings = settings.clone();
+        // What is being compacted may have holes from here on; without compaction none come.
+        self.view().dense &= !settings.compact;
     }
 
     /// Appends one batch of a client; returns its base offset. For I/O threads.
@@ -340,7 +348,8 @@ impl Partition {
             let Some((source, limit)) = self.locate(at, committed_only)? else {
                 return Ok(Read { records: Bytes::new(), aborted: Vec::new() });
             };
-            let records = segment::read(&source.file, source.from, source.size, at, limit, max_bytes)?;
+            let extent = (source.from, source.size);
+            let records = segment::read(&source.file, extent, at, limit, source.order, max_bytes)?;
             if !records.is_empty() {
                 let aborted = if committed_only { self.aborted_in(&records, offset) } else { Vec::new() };
                 return Ok(Read { records, aborted });
@@ -365,7 +374,7 @@ impl Partition {
     /// The segment that holds `offset` and the reader's limit; `None` if the reader is at its limit.
     fn locate(&self, offset: i64, committed_only: bool) -> io::Result<Option<(Source, i64)>> {
         let _layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
-        let (base, size, next_base, limit) = {
+        let (base, size, next_base, dense, limit) = {
             let view = self.view();
             let limit = view.offsets().limit(committed_only);
             if offset >= limit {
@@ -374,16 +383,18 @@ impl Partition {
             if offset >= view.active.base {
                 let a = &view.active;
                 let from = a.index.position_of_offset(offset);
-                return Ok(Some((Source { file: a.file.clone(), from, size: a.size, next_base: None }, limit)));
+                let order = Order { dense: view.dense, ceiling: view.end };
+                return Ok(Some((Source { file: a.file.clone(), from, size: a.size, next_base: None, order }, limit)));
             }
             let i = view.closed.partition_point(|segment| segment.base <= offset).saturating_sub(1);
             let Some(segment) = view.closed.get(i) else { return Ok(None) };
             let next = view.closed.get(i + 1).map_or(view.active.base, |segment| segment.base);
-            (segment.base, segment.size, next, limit)
+            (segment.base, segment.size, next, view.dense, limit)
         };
         let (file, index) = self.open_closed(base)?;
         let from = index.position_of_offset(offset);
-        Ok(Some((Source { file: Arc::new(file), from, size, next_base: Some(next_base) }, limit)))
+        let order = Order { dense, ceiling: next_base };
+        Ok(Some((Source { file: Arc::new(file), from, size, next_base: Some(next_base), order }, limit)))
     }
 
     /// A closed segment with its index; without one the search begins at its beginning. `layout` must be held.
@@ -511,6 +522,7 @@ struct Source {
     size: u64,
     /// Base of the segment behind, unless this is the last.
     next_base: Option<i64>,
+    order: Order,
 }
 
 fn find_time(

@@ -53,7 +53,11 @@ impl Partition {
         for (segment, _) in work.segments.iter().filter(|(segment, _)| segment.base < newest.upto) {
             dropped += self.compact_segment(*segment, &rules)?;
         }
-        self.writer().compacted_to = newest.upto;
+        let mut writer = self.writer();
+        writer.compacted_to = newest.upto;
+        // So that the next checkpoint, which says so, comes with this round.
+        writer.bytes_since_checkpoint = u64::MAX / 2;
+        drop(writer);
         // Their records are gone, so no reader needs to be told of them.
         self.view().aborted.retain(|aborted| aborted.last >= newest.upto);
         Ok(dropped)

@@ -9,6 +9,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,9 @@ use crate::settings::TopicSettings;
 use crate::sync::{self, Syncer};
 
 const CHECKPOINT: &str = "checkpoint";
+/// A checkpoint that does not cover everything is this old at most: what is damaged in front of it is told to who reads it,
+/// what is not whole behind it is cut off.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Checkpoint {
@@ -47,6 +51,8 @@ struct Opening {
     end: i64,
     producers: Producers,
     aborted: Vec<Aborted>,
+    /// Nothing was ever compacted away.
+    dense: bool,
     done: Recovered,
 }
 
@@ -79,6 +85,7 @@ impl Partition {
             end: checkpoint.end,
             producers: checkpoint.producers,
             aborted: checkpoint.aborted,
+            dense: !settings.compact && checkpoint.compacted_to == 0,
             done: Recovered::default(),
         };
         let first = bases[0];
@@ -94,7 +101,7 @@ impl Partition {
         }
         for (i, base) in behind.iter().copied().enumerate() {
             let from = if base == checkpoint.segment { checkpoint.position } else { 0 };
-            let (scanned, whole) = opening.scan(base, from, now_ms)?;
+            let (scanned, whole) = opening.scan(base, from, behind.get(i + 1).copied(), now_ms)?;
             if syncer.acknowledges() {
                 // What readers see from now on must not be lost by a power cut; a crash may have left it unsynced.
                 sync::to_disk(&scanned.file)?;
@@ -120,6 +127,7 @@ impl Partition {
             visible: opening.end,
             first_open: opening.producers.first_open(),
             stable,
+            dense: opening.dense,
             closed: closed.into(),
             active,
             aborted: opening.aborted,
@@ -131,6 +139,7 @@ impl Partition {
             closed_files: Vec::new(),
             // So that the next checkpoint is not put off by yet another scan's worth of bytes.
             bytes_since_checkpoint: done.scanned_bytes,
+            checkpointed: Instant::now(),
             compacted_to: checkpoint.compacted_to,
             failing: false,
         };
@@ -144,14 +153,17 @@ impl Partition {
         Ok((partition, done))
     }
 
-    /// Writes a checkpoint if at least `after_bytes` were appended since the last. For I/O threads.
+    /// Writes a checkpoint if at least `after_bytes` were appended since the last, or some, and it is [`CHECKPOINT_EVERY`]
+    /// old. For I/O threads.
     pub(crate) fn checkpoint(&self, after_bytes: u64) -> io::Result<()> {
         let (checkpoint, files, index, summary) = {
             let mut writer = self.writer();
-            if writer.bytes_since_checkpoint < after_bytes.max(1) && writer.closed_files.is_empty() {
+            let old = writer.bytes_since_checkpoint > 0 && writer.checkpointed.elapsed() >= CHECKPOINT_EVERY;
+            if writer.bytes_since_checkpoint < after_bytes.max(1) && writer.closed_files.is_empty() && !old {
                 return Ok(());
             }
             writer.bytes_since_checkpoint = 0;
+            writer.checkpointed = Instant::now();
             let mut files = std::mem::take(&mut writer.closed_files);
             let view = self.view();
             let active = &view.active;
@@ -238,7 +250,8 @@ impl Opening {
     }
 
     /// Reads and checks a segment from `from` on and cuts off what is not whole; says whether there was nothing to cut.
-    fn scan(&mut self, base: i64, from: u64, now_ms: i64) -> io::Result<(Active, bool)> {
+    /// The segment behind it begins at `next`.
+    fn scan(&mut self, base: i64, from: u64, next: Option<i64>, now_ms: i64) -> io::Result<(Active, bool)> {
         let path = segment::index_path(&self.dir, base);
         let known = index::read_summary(&path)?.filter(|summary| summary.size == from);
         let known = match known {
@@ -266,7 +279,13 @@ impl Opening {
         let mut whole_to = from;
         while let Some((at, header)) = walk.next()? {
             let bytes = walk.batch(at, &header)?;
-            if header.base_offset < self.end || header.last_offset_delta < 0 || !batch::checksum_holds(bytes, &header) {
+            // A checksum does not cover the offset. Only what was closed may have been compacted.
+            let follows = match next {
+                Some(_) if !self.dense => header.base_offset >= self.end,
+                _ => header.base_offset == self.end,
+            };
+            let follows = follows && next.is_none_or(|next| header.last_offset() < next);
+            if !follows || header.last_offset_delta < 0 || !batch::checksum_holds(bytes, &header) {
                 break;
             }
             if header.is_control() {

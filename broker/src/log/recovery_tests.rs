@@ -251,3 +251,77 @@ fn where_acknowledgements_wait_for_the_disk_readers_do_as_well() {
     syncer.sync_now().unwrap();
     assert_eq!(partition.offsets(), Offsets { start: 0, end: 4, stable: 4 });
 }
+
+#[test]
+fn an_offset_that_the_disk_changed_is_noticed_though_no_checksum_covers_it() {
+    let appended = |dir: &Path, with_checkpoint: bool| {
+        let (partition, _) = open(dir, &[("segment.bytes", "600")]);
+        for i in 0..20 {
+            partition.append(&plain(&[&format!("{i} one"), &format!("{i} two")]), 5_000).unwrap();
+        }
+        if with_checkpoint {
+            partition.checkpoint(1).unwrap();
+        }
+        segment::list(dir).unwrap()[1]
+    };
+    // The second batch of the second segment says that it begins elsewhere.
+    type Change = (&'static str, fn(i64) -> i64);
+    let changes: [Change; 5] = [
+        ("beyond the end", |offset| offset | 0x41 << 56),
+        ("further on", |offset| offset + 10),
+        ("one further", |offset| offset + 1),
+        ("one before", |offset| offset - 1),
+        ("at the beginning", |_| 0),
+    ];
+    for (change, changed) in changes {
+        for with_checkpoint in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let second = appended(dir.path(), with_checkpoint);
+            let path = segment::log_path(dir.path(), second);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = Header::parse(&bytes).unwrap().bytes;
+            let offset = Header::parse(&bytes[at..]).unwrap().base_offset;
+            bytes[at..at + 8].copy_from_slice(&changed(offset).to_be_bytes());
+            std::fs::write(&path, &bytes).unwrap();
+            let (partition, done) = open(dir.path(), &[("segment.bytes", "600")]);
+            let (mut next, mut read) = (0, Vec::new());
+            let error = loop {
+                match partition.read(next, false, 1) {
+                    Ok(found) if found.records.is_empty() => break None,
+                    Ok(found) => {
+                        let header = Header::parse(&found.records).unwrap();
+                        read.push((header.base_offset, header.last_offset()));
+                        next = header.last_offset() + 1;
+                    }
+                    Err(error) => break Some(error.kind()),
+                }
+            };
+            let wanted: Vec<(i64, i64)> = (0..offset).step_by(2).map(|base| (base, base + 1)).collect();
+            assert_eq!(read, wanted, "{change}, {with_checkpoint}: what is in front of it, and nothing else");
+            if with_checkpoint {
+                assert_eq!((error, done.cut_bytes), (Some(io::ErrorKind::InvalidData), 0), "{change}");
+                assert_eq!(partition.offsets().end, 40, "{change}");
+            } else {
+                assert_eq!((error, partition.offsets().end), (None, offset), "{change}: it is cut off");
+                assert!(done.cut_bytes > 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_is_gone_is_told_to_who_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (partition, _) = open(dir.path(), &[("segment.bytes", "600")]);
+    for i in 0..20 {
+        partition.append(&plain(&[&format!("value {i:04}")]), 5_000).unwrap();
+    }
+    partition.checkpoint(1).unwrap();
+    drop(partition);
+    let bases = segment::list(dir.path()).unwrap();
+    std::fs::remove_file(segment::log_path(dir.path(), bases[1])).unwrap();
+    let (partition, _) = open(dir.path(), &[("segment.bytes", "600")]);
+    assert!(!partition.read(bases[1] - 1, false, 1 << 20).unwrap().records.is_empty());
+    assert_eq!(partition.read(bases[1], false, 1 << 20).map(drop).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert!(!partition.read(bases[2], false, 1 << 20).unwrap().records.is_empty());
+}

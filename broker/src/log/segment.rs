@@ -95,18 +95,50 @@ impl<'f> Walk<'f> {
     }
 }
 
+/// How the offsets of a segment's batches must follow each other: a batch's checksum does not cover its offset.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Order {
+    /// Nothing was compacted away: each batch begins where the one before it ends.
+    pub(crate) dense: bool,
+    /// Where the next segment begins, or the log ends.
+    pub(crate) ceiling: i64,
+}
+
+impl Order {
+    /// Whether a batch may stand behind the one whose last offset is `before`.
+    fn allows(self, header: &Header, before: Option<i64>) -> bool {
+        let follows = match before {
+            Some(before) if self.dense => header.base_offset == before + 1,
+            Some(before) => header.base_offset > before,
+            None => true,
+        };
+        follows && header.last_offset_delta >= 0 && header.last_offset() < self.ceiling
+    }
+}
+
 /// Whole batches from the one that holds `offset` on, below the offset `limit`, up to `max_bytes` but at least one;
-/// their checksums are looked at. `from` is where to begin the search, `end` the size of the segment. Empty if there are none.
-pub(crate) fn read(file: &File, from: u64, end: u64, offset: i64, limit: i64, max_bytes: usize) -> io::Result<Bytes> {
+/// their checksums and their order are looked at. `from` is where to begin the search, `end` the size of the segment. Empty
+/// if there are none, which is damage where the segment must hold the offset.
+pub(crate) fn read(
+    file: &File,
+    (from, end): (u64, u64),
+    offset: i64,
+    limit: i64,
+    order: Order,
+    max_bytes: usize,
+) -> io::Result<Bytes> {
     let mut walk = Walk::new(file, from, end);
+    let mut before = None;
     let (at, first) = loop {
         match walk.next()? {
-            Some((_, header)) if header.last_offset() < offset => {}
+            Some((at, header)) if !order.allows(&header, before) => return Err(damaged(at)),
+            Some((_, header)) if header.last_offset() < offset => before = Some(header.last_offset()),
+            Some((at, header)) if order.dense && header.base_offset > offset => return Err(damaged(at)),
             Some((at, header)) if header.base_offset < limit => break (at, header),
             Some(_) => return Ok(Bytes::new()),
             None => {
                 walk.whole()?;
-                return Ok(Bytes::new());
+                return if order.dense { Err(damaged(end)) } else { Ok(Bytes::new()) };
             }
         }
     };
@@ -118,13 +150,14 @@ pub(crate) fn read(file: &File, from: u64, end: u64, offset: i64, limit: i64, ma
         if whole + header.bytes > bytes.len() || header.base_offset >= limit {
             break;
         }
-        if !batch::checksum_holds(&bytes[whole..], &header) {
+        if !batch::checksum_holds(&bytes[whole..], &header) || !order.allows(&header, before) {
             // What is whole in front of it is handed out first.
             if whole == 0 {
                 return Err(damaged(at));
             }
             break;
         }
+        before = Some(header.last_offset());
         whole += header.bytes;
     }
     bytes.truncate(whole);

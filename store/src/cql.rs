@@ -12,8 +12,9 @@ pub(crate) mod migrate;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use scylla::client::PoolSize;
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
@@ -37,6 +38,8 @@ const SCHEMA_TIMEOUT: Duration = Duration::from_secs(60);
 const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 /// Pause between two looks at whether it is.
 const SETTLE_LOOK: Duration = Duration::from_millis(100);
+/// Requests of one call that are under way at a time.
+pub(crate) const REQUESTS_MAX: usize = 64;
 /// Rows that the server sends at a time.
 const PAGE_ROWS: i32 = 500;
 
@@ -274,6 +277,20 @@ impl Inner {
     async fn has(&self, query: &str) -> Result<bool, DatabaseError> {
         Ok(rows_of(self.session.query_unpaged(query, ()).await?)?.rows_num() > 0)
     }
+}
+
+/// Makes the writes of one call, so many at a time.
+pub(crate) async fn all<F>(writes: Vec<F>) -> Result<(), DatabaseError>
+where
+    F: Future<Output = Result<(), DatabaseError>>,
+{
+    stream::iter(writes).buffer_unordered(REQUESTS_MAX).try_collect().await
+}
+
+/// Now, as servers count write times: in microseconds since the Unix epoch.
+pub(crate) fn micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// Prepared statements that write to one partition, as one request.

@@ -13,7 +13,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use schemas::Stamp;
@@ -26,15 +25,13 @@ use super::{
 };
 use crate::DatabaseError;
 use crate::cql::migrate::Tables;
-use crate::cql::{Keyspace, misread};
+use crate::cql::{Keyspace, REQUESTS_MAX, all, micros, misread};
 
 /// Writes that one epoch has write times for; its owner is then told to take the partition over anew. At a hundred a
 /// second that is once a day.
 const WRITES_AN_EPOCH: i64 = 10_000_000;
 /// Tries to issue an epoch while others issue theirs.
 const ASSIGN_TRIES_MAX: usize = 16;
-/// Requests of one batch that are under way at a time.
-const REQUESTS_MAX: usize = 64;
 /// Conversations that are looked through at a time where all are.
 const SCAN_MAX: usize = 256;
 
@@ -368,14 +365,6 @@ impl Scylla {
     }
 }
 
-/// Makes the requests, so many at a time.
-async fn all<F>(requests: Vec<F>) -> Result<(), DatabaseError>
-where
-    F: Future<Output = Result<(), DatabaseError>>,
-{
-    stream::iter(requests).buffer_unordered(REQUESTS_MAX).try_collect().await
-}
-
 fn attempt(offset: Option<i64>, count: Option<i32>) -> Option<Attempt> {
     offset.zip(count).map(|(offset, count)| Attempt { offset, count: count as u32 })
 }
@@ -396,11 +385,6 @@ fn version(cell: &[u8]) -> Result<Option<Version>, DatabaseError> {
     let Some((offset, bytes)) = rest.split_first_chunk() else { return Err(misread("a slice of few bytes")) };
     let stamp = Stamp { partition: i32::from_be_bytes(*partition), offset: i64::from_be_bytes(*offset) };
     Ok(Some(Version { stamp, bytes: bytes.to_vec() }))
-}
-
-fn micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

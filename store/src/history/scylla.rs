@@ -18,7 +18,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use scylla::statement::prepared::PreparedStatement;
@@ -27,14 +26,12 @@ use uuid::Uuid;
 use super::{Conversation, Cursor, HistoryError, PAGE_MAX, Page, Row};
 use crate::DatabaseError;
 use crate::cql::migrate::Tables;
-use crate::cql::{Keyspace, Together};
+use crate::cql::{Keyspace, Together, all, micros};
 
 /// Positions in a partition of turns; with enriched turns of 900 bytes (two stages, short texts) it has 900 kB.
 const BUCKET_TURNS: i64 = 1000;
 /// Partitions of a minute's activity, so that no node takes all of what happens now.
 const SHARDS: i32 = 16;
-/// Writes of one batch that are under way at a time.
-const WRITES_MAX: usize = 64;
 /// Reads of one page that are under way at a time.
 const READS_MAX: usize = 32;
 /// Minutes that are known to be listed.
@@ -495,14 +492,6 @@ impl Summary<'_> {
     }
 }
 
-/// Makes the writes, so many at a time.
-async fn all<F>(writes: Vec<F>) -> Result<(), DatabaseError>
-where
-    F: Future<Output = Result<(), DatabaseError>>,
-{
-    stream::iter(writes).buffer_unordered(WRITES_MAX).try_collect().await
-}
-
 fn row(conversation: &str, (position, id, at, person, value): (i64, Uuid, i64, Option<String>, Vec<u8>)) -> Row {
     Row { conversation: conversation.to_owned(), position, id, at, person, value }
 }
@@ -521,11 +510,6 @@ fn shard(conversation: &str) -> i32 {
 /// The write time of a cell that holds a time in milliseconds: the latest stays.
 fn write_time(at: i64, now_micros: i64) -> i64 {
     at.saturating_mul(1000).clamp(-AHEAD_MAX_MICROS, now_micros.saturating_add(AHEAD_MAX_MICROS))
-}
-
-fn micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Compares a history with the enriched turns that the log still holds, and writes what is missing or differs.
 //!
 //! What the log no longer holds is not looked at, nor what the writer has not come to yet. Memory is bounded: records are
-//! compared in batches of [`BATCH`], and of several records of one turn in a batch the last counts, as it does for the
+//! compared in batches of a thousand, and of several records of one turn in a batch the last counts, as it does for the
 //! writer.
 
 use std::collections::{BTreeMap, HashMap};

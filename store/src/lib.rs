@@ -1,7 +1,7 @@
 //! Everything that holds data outside the process: the log (Kafka), contexts, history.
 //!
 //! The one place that names rdkafka, rusqlite and scylla. Time, ids and randomness come in as arguments, except in
-//! [`history::writer`], which is a role. What a backend promises about durability stands with [`Durability`].
+//! [`history::writer`], which is a role, and on a CQL server, where write times and owners' names are made. What a backend promises about durability stands with [`Durability`].
 
 #![warn(clippy::unwrap_used)]
 

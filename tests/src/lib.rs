@@ -1,5 +1,5 @@
-//! What the tests of the whole system share: a server of the log, embedded or real, Undertone's topics on it, writers
-//! and readers of turns.
+//! What the tests of the whole system share: a server of the log, embedded or real, Undertone's topics on it, history and
+//! contexts in memory or on a real CQL server, writers and readers of turns.
 
 mod cassandra;
 mod server;

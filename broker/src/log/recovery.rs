@@ -4,7 +4,7 @@
 //! the segments up to it are synced before it is written. Behind it every batch is read and checked; at the first that
 //! is not whole the segment is cut off, because a write that was torn by the end of the process was acknowledged to
 //! nobody. Segments behind a cut are set aside as `.cut`, so that the log stays without holes. Damage in front of the
-//! checkpoint is not looked for: readers notice it by the batch's checksum.
+//! checkpoint is not looked for: readers notice it by the batch's checksum, and by offsets that do not follow each other.
 
 use std::io;
 use std::path::{Path, PathBuf};

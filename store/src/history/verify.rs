@@ -76,10 +76,7 @@ pub async fn verify(
     let mut batched = 0;
     while tail.positions().iter().any(|(partition, next)| ends.get(partition).is_some_and(|end| next < end)) {
         let Ok(message) = tokio::time::timeout(LOOK_AGAIN, tail.next()).await else { continue };
-        let message = match message {
-            Err(error) if error.is_transient() => continue,
-            message => message?,
-        };
+        let message = message?;
         if message.offset >= ends.get(&message.partition).copied().unwrap_or(0) {
             continue;
         }

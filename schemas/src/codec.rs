@@ -8,13 +8,14 @@
 mod write;
 
 use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::registry::{Kind, REGISTERED, latest};
+use crate::registry::{Ids, Kind, REGISTERED, is_same, latest};
 use crate::slice::{EmotionSlice, EncodeSlice, Sequence};
 use crate::topic::REJECT_BYTES_MAX;
 use crate::{Delivery, Feedback, Redrive, Reject, Reply, Turn};
@@ -40,6 +41,24 @@ payloads!(Turn, Reject, Reply, Delivery, Feedback, Redrive, Sequence, EncodeSlic
 pub struct EncodeError {
     kind: Kind,
     problem: String,
+}
+
+/// Why a schema of a registry is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// It is no Avro schema.
+    #[error("the schema with id {id} cannot be read: {problem}")]
+    Unreadable {
+        /// Its id.
+        id: u32,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// More were learnt than a codec holds.
+    #[error(
+        "more than {LEARNT_MAX} schemas were asked for since the start: look for a producer that registers one after another"
+    )]
+    TooMany,
 }
 
 /// Why bytes could not be read: the fault of whoever wrote them.
@@ -77,10 +96,21 @@ pub enum DecodeError {
     Trailing(usize),
 }
 
+type Reader = GenericDatumReader<'static>;
+
+/// Schemas that a codec learns while it is in use, at most. Each stays for the life of the process.
+pub const LEARNT_MAX: usize = 1000;
+
 /// Writes and reads values by the schema ids of one registry.
+///
+/// The same number stands for different schemas in two registries, so an id counts within its kind: slices of contexts,
+/// which no registry outside knows, keep the ids of the embedded one, and so does what was written before there was
+/// another one, where that other one does not use the number for the same kind.
 pub struct Codec {
     writers: HashMap<Kind, (u32, Plan)>,
-    readers: HashMap<u32, (Kind, GenericDatumReader<'static>)>,
+    readers: HashMap<(Kind, u32), Arc<Reader>>,
+    /// What came to be known in use; apart, so that reading what is known from the start takes no lock.
+    learnt: RwLock<HashMap<(Kind, u32), Arc<Reader>>>,
 }
 
 impl std::fmt::Debug for Codec {
@@ -95,19 +125,71 @@ impl Codec {
         // A broken length must not make the reader allocate: nothing that travels is larger. The bound is the
         // process's; the first caller sets it and every caller asks for the same.
         apache_avro::util::max_allocation_bytes(REJECT_BYTES_MAX);
-        let mut codec = Codec { writers: HashMap::new(), readers: HashMap::new() };
+        let mut codec = Codec { writers: HashMap::new(), readers: HashMap::new(), learnt: RwLock::default() };
         for registered in REGISTERED {
-            let schema = parsed(registered.text);
-            let reader = GenericDatumReader::builder(schema).human_readable(true).build();
+            let reader = reader(parsed(registered.text).expect("committed schemas parse: a test reads them all"));
             let reader = reader.expect("committed schemas have no open references: a test reads them all");
-            codec.readers.insert(registered.id, (registered.kind, reader));
+            codec.readers.insert((registered.kind, registered.id), reader);
         }
         for kind in Kind::ALL {
             let newest = latest(kind);
-            let plan = Plan::of(parsed(newest.text)).expect("committed schemas have a plan: a test writes them all");
+            let schema = parsed(newest.text).expect("committed schemas parse: a test reads them all");
+            let plan = Plan::of(schema).expect("committed schemas have a plan: a test writes them all");
             codec.writers.insert(kind, (newest.id, plan));
         }
         codec
+    }
+
+    /// A codec with the ids of another registry. Kinds that it does not have keep those of the embedded one.
+    ///
+    /// # Errors
+    /// One of its schemas cannot be read.
+    pub fn with_ids(ids: &Ids) -> Result<Codec, SchemaError> {
+        let mut codec = Codec::embedded();
+        for entry in &ids.read {
+            codec.readers.insert((entry.kind, entry.id), codec.reader_of(entry.kind, entry.id, &entry.text)?);
+        }
+        for (kind, id) in &ids.written {
+            if let Some(writer) = codec.writers.get_mut(kind) {
+                writer.0 = *id;
+            }
+        }
+        Ok(codec)
+    }
+
+    /// Notes what an id stands for, from now on.
+    ///
+    /// # Errors
+    /// It is no schema, or one too many.
+    pub fn learn(&self, kind: Kind, id: u32, text: &str) -> Result<(), SchemaError> {
+        if self.knows(kind, id) {
+            return Ok(());
+        }
+        let reader = self.reader_of(kind, id, text)?;
+        let mut learnt = self.learnt.write().unwrap_or_else(PoisonError::into_inner);
+        if learnt.len() >= LEARNT_MAX {
+            return Err(SchemaError::TooMany);
+        }
+        learnt.insert((kind, id), reader);
+        Ok(())
+    }
+
+    /// The id that a value of kind `T` names, if nothing is known of it; `None` also where it names none.
+    pub fn unknown<T: Payload>(&self, bytes: &[u8]) -> Option<u32> {
+        let (id, _) = split(bytes).ok()?;
+        (!self.knows(T::KIND, id)).then_some(id)
+    }
+
+    fn knows(&self, kind: Kind, id: u32) -> bool {
+        self.readers.contains_key(&(kind, id))
+            || self.learnt.read().unwrap_or_else(PoisonError::into_inner).contains_key(&(kind, id))
+    }
+
+    /// A reader along this schema; the committed one's own where it is the same.
+    fn reader_of(&self, kind: Kind, id: u32, text: &str) -> Result<Arc<Reader>, SchemaError> {
+        let same = REGISTERED.iter().find(|registered| registered.kind == kind && is_same(registered.text, text));
+        let text = same.map_or(text, |registered| registered.text);
+        parsed(text).and_then(reader).map_err(|problem| SchemaError::Unreadable { id, problem: brief(&problem) })
     }
 
     /// Appends the value to `out`.
@@ -136,21 +218,42 @@ impl Codec {
     /// # Errors
     /// One variant for each way in which the bytes can be at fault.
     pub fn decode<T: Payload>(&self, bytes: &[u8]) -> Result<T, DecodeError> {
-        let Some((header, mut body)) = bytes.split_at_checked(HEADER_BYTES) else {
-            return Err(DecodeError::Short(bytes.len()));
+        let (id, mut body) = split(bytes)?;
+        let learnt;
+        let reader = match self.readers.get(&(T::KIND, id)) {
+            Some(reader) => reader,
+            None => {
+                learnt = self.learnt.read().unwrap_or_else(PoisonError::into_inner).get(&(T::KIND, id)).cloned();
+                learnt.as_ref().ok_or_else(|| self.not_of(T::KIND, id))?
+            }
         };
-        if header[0] != MAGIC {
-            return Err(DecodeError::Magic(header[0]));
-        }
-        let id = u32::from_be_bytes([header[1], header[2], header[3], header[4]]);
-        let (kind, reader) = self.readers.get(&id).ok_or(DecodeError::UnknownSchema(id))?;
-        if *kind != T::KIND {
-            return Err(DecodeError::WrongKind { id, found: *kind, expected: T::KIND });
-        }
         let value = reader.read_deser(&mut body);
         let value = value.map_err(|e| DecodeError::Malformed { id, problem: brief(&e) })?;
         if body.is_empty() { Ok(value) } else { Err(DecodeError::Trailing(body.len())) }
     }
+
+    /// Why an id is none of this kind.
+    fn not_of(&self, expected: Kind, id: u32) -> DecodeError {
+        match Kind::ALL.into_iter().find(|kind| self.knows(*kind, id)) {
+            Some(found) => DecodeError::WrongKind { id, found, expected },
+            None => DecodeError::UnknownSchema(id),
+        }
+    }
+}
+
+/// The schema id of a value in the wire format, and its body.
+fn split(bytes: &[u8]) -> Result<(u32, &[u8]), DecodeError> {
+    let Some((header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
+        return Err(DecodeError::Short(bytes.len()));
+    };
+    if header[0] != MAGIC {
+        return Err(DecodeError::Magic(header[0]));
+    }
+    Ok((u32::from_be_bytes([header[1], header[2], header[3], header[4]]), body))
+}
+
+fn reader(schema: &'static Schema) -> Result<Arc<Reader>, apache_avro::Error> {
+    Ok(Arc::new(GenericDatumReader::builder(schema).human_readable(true).build()?))
 }
 
 /// The end of an error's text: apache-avro puts the whole schema before what is wrong.
@@ -163,16 +266,16 @@ fn brief(error: &apache_avro::Error) -> String {
     }
 }
 
-/// A committed schema, parsed once for the life of the process: the set is small and fixed.
-fn parsed(text: &'static str) -> &'static Schema {
+/// A schema, parsed once for the life of the process: the committed ones are few, and so are those that a registry has
+/// for the same kinds.
+fn parsed(text: &str) -> Result<&'static Schema, apache_avro::Error> {
     use std::sync::Mutex;
-    static PARSED: Mutex<Vec<(&'static str, &'static Schema)>> = Mutex::new(Vec::new());
-    let mut known = PARSED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some((_, schema)) = known.iter().find(|(t, _)| *t == text) {
-        return schema;
+    static PARSED: Mutex<Vec<(String, &'static Schema)>> = Mutex::new(Vec::new());
+    let mut known = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, schema)) = known.iter().find(|(t, _)| t == text) {
+        return Ok(schema);
     }
-    let schema = Schema::parse_str(text).expect("committed schemas parse: a test reads them all");
-    let schema = Box::leak(Box::new(schema));
-    known.push((text, schema));
-    schema
+    let schema: &'static Schema = Box::leak(Box::new(Schema::parse_str(text)?));
+    known.push((text.to_owned(), schema));
+    Ok(schema)
 }

@@ -18,11 +18,11 @@ pub mod time;
 pub mod topic;
 pub mod turn;
 
-pub use codec::{Codec, DecodeError, EncodeError, Payload};
+pub use codec::{Codec, DecodeError, EncodeError, LEARNT_MAX, Payload, SchemaError};
 pub use envelope::{Envelope, TraceParent};
 pub use feedback::Feedback;
 pub use part::{Ekman, Embedding, Emotion, Encoding, GoEmotions, Mood, Provenance, Tier};
-pub use registry::{Kind, REGISTERED, Registered, latest};
+pub use registry::{Entry, Ids, Kind, REGISTERED, Registered, is_same, latest, versions};
 pub use reject::{Header, Reason, Redrive, Reject};
 pub use reply::{Delivery, Reply};
 pub use span::{Attribute, Span, SpanKind, Spans};

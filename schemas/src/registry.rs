@@ -1,5 +1,8 @@
 //! The committed history of schemas: every version that was ever written, with the id that the embedded registry
 //! gives it. A new version is a new file in `avro/history` and a new line here; old lines never change.
+//! Another registry gives ids of its own: [`Ids`].
+
+use std::collections::HashMap;
 
 /// What a value is; one Avro record each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,6 +96,36 @@ pub const REGISTERED: &[Registered] = history! {
 
 /// The version that is written today.
 pub fn latest(kind: Kind) -> &'static Registered {
-    let mut versions = REGISTERED.iter().filter(|r| r.kind == kind);
-    versions.next_back().expect("every kind has a version: a test says so")
+    versions(kind).next_back().expect("every kind has a version: a test says so")
+}
+
+/// The ids of a registry other than the embedded one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ids {
+    /// Under which id the newest committed version of a kind is written.
+    pub written: HashMap<Kind, u32>,
+    /// What it has of each kind; of a newer release too.
+    pub read: Vec<Entry>,
+}
+
+/// A schema of another registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The id in the Confluent wire format.
+    pub id: u32,
+    /// What it describes.
+    pub kind: Kind,
+    /// The schema itself, JSON.
+    pub text: String,
+}
+
+/// Every version of a kind, the oldest first.
+pub fn versions(kind: Kind) -> impl DoubleEndedIterator<Item = &'static Registered> {
+    REGISTERED.iter().filter(move |registered| registered.kind == kind)
+}
+
+/// Whether two texts are the same schema, however they are laid out.
+pub fn is_same(one: &str, other: &str) -> bool {
+    let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+    one == other || read(one).is_some_and(|one| read(other) == Some(one))
 }

@@ -299,7 +299,7 @@ mod tests {
     use crate::{Embedding, Payload, Reject, Turn};
 
     fn check<T: Payload>(value: &T) {
-        let schema = parsed(latest(T::KIND).text);
+        let schema = parsed(latest(T::KIND).text).unwrap();
         let reference = GenericDatumWriter::builder(schema).human_readable(true).build().unwrap();
         let mut ours = Vec::new();
         Plan::of(schema).expect("every committed schema has a plan").write(value, &mut ours).unwrap();

@@ -6,6 +6,7 @@ mod server;
 
 pub mod fuzz;
 pub mod proxy;
+pub mod registry;
 pub mod role;
 pub mod toy;
 

@@ -1,0 +1,231 @@
+//! The ids of schemas: those that are compiled in, or those of a schema registry outside, any that speaks Confluent's
+//! protocol.
+//!
+//! Promises: a process registers nothing by itself, it only looks up ([`subjects`] is the step of a deployment that
+//! registers). What a registry has of our subjects is read once, at the start; from then on it is asked only about an id
+//! that is not known, and each answer is kept for the life of the process. So processes that run go on while it is away,
+//! and a record with an unknown id waits for it: that the registry is away never makes a record one at fault.
+//!
+//! Left out: a copy of the ids on the disk. A registry that was set up anew counts anew, and a process that started on an
+//! old copy would write under ids that stand for something else; a start that waits is the lesser harm.
+
+mod client;
+pub mod subjects;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use opentelemetry::metrics::Meter;
+use schemas::{Codec, Entry, Ids, Kind, Payload, SchemaError, latest, topic};
+use tokio_util::sync::CancellationToken;
+
+pub use client::{Client, RegistryError};
+
+/// First and longest pause between two tries to reach a registry that is away; each is cut by up to a half, at random, so
+/// that processes which lost it together do not come back together.
+pub const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Ids that are remembered as unknown to the registry, and for how long: a stream of nonsense is no storm of questions,
+/// and what is registered late is found.
+const ABSENT_MAX: usize = 1024;
+const ABSENT_FOR: Duration = Duration::from_secs(30);
+
+/// How to reach a registry outside.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Addresses, tried in turn: http://HOST:PORT/PATH.
+    pub urls: Vec<String>,
+    /// User and password, if it asks for them.
+    pub login: Option<(String, String)>,
+    /// How long an answer may take.
+    pub request_timeout: Duration,
+    /// How often a question is asked before the registry counts as away.
+    pub tries_max: u32,
+    /// How long to go on asking about an id while the registry is away.
+    pub away_max: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            urls: Vec::new(),
+            login: None,
+            request_timeout: Duration::from_secs(5),
+            tries_max: 3,
+            away_max: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What a registry knows values under.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// Its name, by the topic's name.
+    pub name: String,
+    /// What it describes.
+    pub kind: Kind,
+}
+
+impl Subject {
+    /// The subject of a topic's values, if it is one of ours.
+    pub fn of(topic: &str) -> Option<Subject> {
+        Some(Subject { name: topic::subject(topic), kind: topic::kind(topic)? })
+    }
+}
+
+/// Since when a registry is away, and what was seen of it last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Away {
+    /// When the first question went unanswered.
+    pub since: SystemTime,
+    /// The last one's error.
+    pub reason: String,
+}
+
+/// Reads and writes values by the ids of a registry. Cheap to clone; clones share what they know.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    codec: Arc<Codec>,
+    outside: Option<Arc<Outside>>,
+}
+
+#[derive(Debug)]
+struct Outside {
+    client: Client,
+    away_max: Duration,
+    absent: Mutex<HashMap<(Kind, u32), Instant>>,
+}
+
+impl Registry {
+    /// The ids that are compiled in.
+    pub fn embedded() -> Registry {
+        Registry { codec: Arc::new(Codec::embedded()), outside: None }
+    }
+
+    /// The ids of a registry outside: looks up the newest schema of each subject, and reads all that it has of them.
+    ///
+    /// # Errors
+    /// It is away ([`RegistryError::is_away`]: try again), a schema is not registered, or it refuses us.
+    pub async fn open(settings: &Settings, subjects: &[Subject], meter: &Meter) -> Result<Registry, RegistryError> {
+        let client = Client::new(settings, meter)?;
+        let (mut ids, mut missing) = (Ids::default(), Vec::new());
+        for subject in subjects {
+            let newest = latest(subject.kind).text;
+            let Some(found) = client.look_up(&subject.name, newest).await? else {
+                missing.push(subject.name.clone());
+                continue;
+            };
+            ids.written.entry(subject.kind).or_insert(found.id);
+            ids.read.push(Entry { id: found.id, kind: subject.kind, text: newest.to_owned() });
+            for version in client.versions(&subject.name).await? {
+                if version != found.version
+                    && let Some((id, text)) = client.version(&subject.name, version).await?
+                {
+                    ids.read.push(Entry { id, kind: subject.kind, text });
+                }
+            }
+        }
+        if !missing.is_empty() {
+            return Err(RegistryError::Unregistered { address: client.address(), subjects: missing.join(", ") });
+        }
+        let codec = Arc::new(Codec::with_ids(&ids)?);
+        let absent = Mutex::default();
+        Ok(Registry { codec, outside: Some(Arc::new(Outside { client, away_max: settings.away_max, absent })) })
+    }
+
+    /// Reads and writes values by the ids that are known.
+    pub fn codec(&self) -> &Arc<Codec> {
+        &self.codec
+    }
+
+    /// Whether the registry did not answer the last question.
+    pub fn away(&self) -> Option<Away> {
+        self.outside.as_ref()?.client.away()
+    }
+
+    /// Sees to it that the codec knows all schemas that these values name, as far as the registry does. Waits while it is
+    /// away, for [`Settings::away_max`] at most, or until `stop`: then some may stay unknown, and the values must not be
+    /// read.
+    ///
+    /// # Errors
+    /// The registry stayed away, or refuses us: a fault of ours, not of the values.
+    pub async fn know<'v, T: Payload>(
+        &self,
+        values: impl IntoIterator<Item = &'v [u8]>,
+        stop: &CancellationToken,
+    ) -> Result<(), RegistryError> {
+        let Some(outside) = &self.outside else { return Ok(()) };
+        for value in values {
+            let Some(id) = self.codec.unknown::<T>(value) else { continue };
+            let (begun, mut pause) = (Instant::now(), PAUSES.0);
+            while let Err(error) = outside.learn(&self.codec, T::KIND, id).await {
+                if begun.elapsed() + pause > outside.away_max || stop.is_cancelled() {
+                    return Err(error);
+                }
+                let pause_ms = pause.as_millis() as u64;
+                tracing::warn!(schema_id = id, %error, pause_ms, "a schema id is not known; asking the registry again");
+                tokio::select! {
+                    () = tokio::time::sleep(jittered(pause)) => {}
+                    () = stop.cancelled() => return Err(error),
+                }
+                pause = (pause * 2).min(PAUSES.1);
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Registry::know`], for who cannot wait: asks once, and not at all for a moment after the registry did not
+    /// answer.
+    ///
+    /// # Errors
+    /// The registry is away, or refuses us.
+    pub async fn know_now<'v, T: Payload>(
+        &self,
+        values: impl IntoIterator<Item = &'v [u8]>,
+    ) -> Result<(), RegistryError> {
+        let Some(outside) = &self.outside else { return Ok(()) };
+        for value in values {
+            let Some(id) = self.codec.unknown::<T>(value) else { continue };
+            outside.client.is_worth_asking()?;
+            outside.learn(&self.codec, T::KIND, id).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Outside {
+    /// Asks what an id of a kind stands for; that it stands for nothing is an answer too.
+    async fn learn(&self, codec: &Codec, kind: Kind, id: u32) -> Result<(), RegistryError> {
+        if self.absent().get(&(kind, id)).is_some_and(|until| Instant::now() < *until) {
+            return Ok(());
+        }
+        let learnt = match self.client.by_id(kind, id).await? {
+            Some(text) => codec.learn(kind, id, &text),
+            None => Err(SchemaError::Unreadable { id, problem: "the registry does not have it".to_owned() }),
+        };
+        match learnt {
+            Ok(()) => tracing::info!(schema_id = id, kind = kind.name(), "schema learnt from the registry"),
+            Err(error) => {
+                tracing::warn!(schema_id = id, kind = kind.name(), %error, "no schema stands behind an id");
+                let mut absent = self.absent();
+                let now = Instant::now();
+                if absent.len() >= ABSENT_MAX {
+                    absent.retain(|_, until| now < *until);
+                }
+                if absent.len() < ABSENT_MAX {
+                    absent.insert((kind, id), now + ABSENT_FOR);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn absent(&self) -> std::sync::MutexGuard<'_, HashMap<(Kind, u32), Instant>> {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A pause, cut by up to a half.
+pub fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::random_range(0.5..=1.0))
+}

@@ -9,6 +9,7 @@
 #   settings       prints that file, with the lines of `extra` (KEY=VALUE, from --set)
 #   prepare        makes what the process needs before it starts; what it prints goes into the log
 #   serve          becomes the process (`exec setsid …`, so that a signal to the script does not reach it)
+#   fetch, unpack  where it does not come as the jars of a POM: after this file is read, in place of those below
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(cd "$here/../.." && pwd)/.servers/$server"
 java="${JAVA_HOME:+$JAVA_HOME/bin/}java"
@@ -19,6 +20,18 @@ port_tries_max=5
 fail() {
     echo "$server: $*" >&2
     exit 1
+}
+
+# Puts the files that `sums` names into `jars`: what the POM of the server asks for, unless the script says otherwise.
+fetch() {
+    mvn -q -B -f "$here/$server.pom.xml" \
+        org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+        "-D$server.version=$version" -DincludeScope=runtime "-DoutputDirectory=$jars" >&2
+}
+
+# Makes of those files, once they are checked, what the server is started from: jars are that.
+unpack() {
+    :
 }
 
 install() {
@@ -36,13 +49,12 @@ install() {
         command -v mvn >/dev/null || fail "Maven is missing: install it (Debian: apt-get install maven)"
         rm -rf "$jars"
         echo "$server: installing into $jars" >&2
-        mvn -q -B -f "$here/$server.pom.xml" \
-            org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
-            "-D$server.version=$version" -DincludeScope=runtime "-DoutputDirectory=$jars" >&2
+        fetch
         (cd "$jars" && sha256sum --check --strict --quiet "$sums") >&2 ||
-            fail "a jar is not the one that $sums names: remove it from the Maven cache, and try again"
-        [ "$(cd "$jars" && echo *.jar | wc -w)" = "$(wc -l <"$sums")" ] ||
-            fail "jars came that $sums does not name: the versions of the POM and the list differ"
+            fail "a file is not the one that $sums names: remove it from the Maven cache, and try again"
+        [ "$(find "$jars" -type f | wc -l)" = "$(wc -l <"$sums")" ] ||
+            fail "files came that $sums does not name: the versions of the POM and the list differ"
+        unpack
         cp "$sums" "$jars/installed"
     fi
     exec {lock}>&-

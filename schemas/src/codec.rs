@@ -7,7 +7,7 @@
 
 mod write;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use apache_avro::Schema;
@@ -109,6 +109,8 @@ pub const LEARNT_MAX: usize = 1000;
 pub struct Codec {
     writers: HashMap<Kind, (u32, Plan)>,
     readers: HashMap<(Kind, u32), Arc<Reader>>,
+    /// Those of the embedded registry that stand in for another one's: of what was written before.
+    before: HashSet<(Kind, u32)>,
     /// What came to be known in use; apart, so that reading what is known from the start takes no lock.
     learnt: RwLock<HashMap<(Kind, u32), Arc<Reader>>>,
 }
@@ -125,7 +127,12 @@ impl Codec {
         // A broken length must not make the reader allocate: nothing that travels is larger. The bound is the
         // process's; the first caller sets it and every caller asks for the same.
         apache_avro::util::max_allocation_bytes(REJECT_BYTES_MAX);
-        let mut codec = Codec { writers: HashMap::new(), readers: HashMap::new(), learnt: RwLock::default() };
+        let mut codec = Codec {
+            writers: HashMap::new(),
+            readers: HashMap::new(),
+            before: HashSet::new(),
+            learnt: RwLock::default(),
+        };
         for registered in REGISTERED {
             let reader = reader(parsed(registered.text).expect("committed schemas parse: a test reads them all"));
             let reader = reader.expect("committed schemas have no open references: a test reads them all");
@@ -146,8 +153,10 @@ impl Codec {
     /// One of its schemas cannot be read.
     pub fn with_ids(ids: &Ids) -> Result<Codec, SchemaError> {
         let mut codec = Codec::embedded();
+        codec.before = codec.readers.keys().copied().collect();
         for entry in &ids.read {
             codec.readers.insert((entry.kind, entry.id), codec.reader_of(entry.kind, entry.id, &entry.text)?);
+            codec.before.remove(&(entry.kind, entry.id));
         }
         for (kind, id) in &ids.written {
             if let Some(writer) = codec.writers.get_mut(kind) {
@@ -234,7 +243,8 @@ impl Codec {
 
     /// Why an id is none of this kind.
     fn not_of(&self, expected: Kind, id: u32) -> DecodeError {
-        match Kind::ALL.into_iter().find(|kind| self.knows(*kind, id)) {
+        let describes = |kind: &Kind| self.knows(*kind, id) && !self.before.contains(&(*kind, id));
+        match Kind::ALL.into_iter().find(describes) {
             Some(found) => DecodeError::WrongKind { id, found, expected },
             None => DecodeError::UnknownSchema(id),
         }

@@ -46,6 +46,8 @@ fn values_from_before_there_was_another_registry_can_be_read() {
     // The number is a turn's in this registry, and a reject's where a reject is expected.
     assert_eq!(bytes[4], 2);
     assert_eq!(codec.decode::<Reject>(&bytes).unwrap(), reject);
+    // Of what another number meant before, nothing is said where it is no turn's.
+    assert!(matches!(codec.decode::<Turn>(&[0, 0, 0, 0, 3, 0]), Err(DecodeError::UnknownSchema(3))));
 }
 
 #[test]

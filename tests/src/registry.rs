@@ -181,10 +181,14 @@ impl Held {
             }
             ("POST", ["compatibility", "subjects", subject, "versions"]) => {
                 let objection = self.objection(subject, &schema());
-                (200, json!({ "is_compatible": objection.is_none(), "messages": objection.into_iter().collect::<Vec<_>>() }))
+                (
+                    200,
+                    json!({ "is_compatible": objection.is_none(), "messages": objection.into_iter().collect::<Vec<_>>() }),
+                )
             }
             ("PUT", ["config", subject]) => {
-                self.levels.insert((*subject).to_owned(), body["compatibility"].as_str().unwrap_or_default().to_owned());
+                self.levels
+                    .insert((*subject).to_owned(), body["compatibility"].as_str().unwrap_or_default().to_owned());
                 (200, body.clone())
             }
             ("GET", ["config", subject]) => match self.levels.get(*subject) {
@@ -214,7 +218,8 @@ impl Held {
     }
 
     fn places(&self, id: u64) -> Vec<Value> {
-        let versions = self.subjects.iter().flat_map(|(subject, ids)| ids.iter().enumerate().map(move |v| (subject, v)));
+        let versions =
+            self.subjects.iter().flat_map(|(subject, ids)| ids.iter().enumerate().map(move |v| (subject, v)));
         let places = versions.filter(|(_, (_, found))| **found == id);
         places.map(|(subject, (place, _))| json!({ "subject": subject, "version": place + 1 })).collect()
     }

@@ -7,8 +7,8 @@
 
 use schemas::{latest, versions};
 
-use super::client::{Client, Place, RegistryError};
 use super::Subject;
+use super::client::{Client, Place, RegistryError};
 
 /// The level that each subject gets.
 pub const LEVEL: &str = "FULL_TRANSITIVE";

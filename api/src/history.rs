@@ -10,11 +10,13 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use schemas::Turn;
 use serde_json::json;
 use store::history::{Conversation, Cursor, HistoryError, Page, Row};
 
 use crate::Shared;
 use crate::command::flag;
+use crate::hub::Live;
 use crate::problem::Problem;
 use crate::recover::json_of;
 use crate::resume::{Token, key};
@@ -39,12 +41,14 @@ pub(crate) async fn conversation(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
-    let rows = shared.history.turns(&id, Page::Before(None), 1).await.map_err(unavailable)?;
+    let (rows, degraded) = newest(&shared, &id, 1).await?;
     let Some(last) = rows.first() else { return Err(Problem::unknown_conversation(&id)) };
     let turn = json_of(&shared.codec, last, Embeddings::Hide).unwrap_or_else(|| "null".to_owned());
     let head = json!(id);
-    let (at, position) = (last.at, last.position);
-    Ok(answer(format!(r#"{{"conversation":{head},"last_at":{at},"last_position":{position},"last_turn":{turn}}}"#)))
+    let (at, position, mark) = (last.at, last.position, mark(degraded));
+    Ok(answer(format!(
+        r#"{{"conversation":{head},"last_at":{at},"last_position":{position},"last_turn":{turn}{mark}}}"#
+    )))
 }
 
 /// `GET /v1/conversations/{id}/turns`.
@@ -65,12 +69,17 @@ pub(crate) async fn turns(
         let mend = "leave `order` out beside a cursor, or start without one";
         return Err(Problem::parameter("order", "the cursor belongs to the other order", mend));
     }
-    let mut rows = shared.history.turns(&id, cursor.page, limit + 1).await.map_err(unavailable)?;
+    let (mut rows, degraded) = match cursor.page {
+        Page::Before(None) => newest(&shared, &id, limit + 1).await?,
+        page => (shared.history.turns(&id, page, limit + 1).await.map_err(unavailable)?, false),
+    };
     let more = rows.len() > limit;
     rows.truncate(limit);
     if rows.is_empty() && cursor.is_first() && shared.history.last_position(&id).await.map_err(unavailable)?.is_none() {
         return Err(Problem::unknown_conversation(&id));
     }
+    // What the hub holds ends somewhere; the turns are dense from 1, so that it shows whether there are older ones.
+    let more = more || (degraded && rows.last().is_some_and(|row| row.position > 1));
     let (older, newer) = edges(cursor.page, &rows, more);
     let (next, previous) = match cursor.order {
         Order::Descending => (older, newer),
@@ -85,10 +94,35 @@ pub(crate) async fn turns(
     let cursor = |page: Option<Page>| json!(page.map(|page| TurnsCursor { order: cursor.order, page }.write()));
     let shown: Vec<String> = rows.iter().filter_map(|row| json_of(&shared.codec, row, embeddings)).collect();
     let (conversation, next, previous, resume) = (json!(id), cursor(next), cursor(previous), json!(resume));
+    let mark = mark(degraded);
     Ok(answer(format!(
-        r#"{{"conversation":{conversation},"turns":[{}],"next":{next},"previous":{previous},"resume":{resume}}}"#,
+        r#"{{"conversation":{conversation},"turns":[{}],"next":{next},"previous":{previous},"resume":{resume}{mark}}}"#,
         shown.join(",")
     )))
+}
+
+/// The newest turns, the newest first; while history is away, those that the hub holds: true says so.
+async fn newest(shared: &Shared, id: &str, limit: usize) -> Result<(Vec<Row>, bool), Problem> {
+    let error = match shared.history.turns(id, Page::Before(None), limit).await {
+        Ok(rows) => return Ok((rows, false)),
+        Err(error) => error,
+    };
+    let held = shared.hub.recent(id);
+    if held.is_empty() || !error.is_transient() {
+        return Err(unavailable(error));
+    }
+    let row = |live: &Arc<Live>| {
+        let turn = shared.codec.decode::<Turn>(&live.value).ok()?;
+        let person = turn.person();
+        let (conversation, position, value) = (turn.conversation, live.position, live.value.clone());
+        Some(Row { conversation, position, id: turn.id, at: turn.at, person, value })
+    };
+    Ok((held.iter().rev().take(limit).filter_map(row).collect(), true))
+}
+
+/// What an answer carries that was given without history.
+fn mark(degraded: bool) -> &'static str {
+    if degraded { r#","degraded":true"# } else { "" }
 }
 
 /// Which end comes first.

@@ -135,6 +135,11 @@ impl Hub {
         Some(Queue { hub: self.clone(), id, turns, lagged })
     }
 
+    /// What the ring holds of a conversation, in order.
+    pub(crate) fn recent(&self, conversation: &str) -> Vec<Arc<Live>> {
+        self.lock().recent.get(conversation).map(|recent| recent.iter().cloned().collect()).unwrap_or_default()
+    }
+
     /// Ends every queue behind what is in it; nobody can subscribe any more.
     pub(crate) fn close(&self) {
         let mut inner = self.lock();

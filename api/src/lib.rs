@@ -21,6 +21,7 @@ mod meters;
 mod onward;
 mod page;
 mod problem;
+mod reading;
 mod recover;
 mod registry;
 mod resume;
@@ -46,6 +47,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use hub::Hub;
 use meters::Meters;
 pub use problem::Problem;
+use reading::Reading;
 
 /// Limits of the read side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub struct Config {
     pub replay_bytes_max: usize,
     /// Records that are replayed from the log to a reader of the firehose that comes back.
     pub firehose_replay_records_max: usize,
+    /// Longest time that a read of the history may take; three that take longer open its circuit breaker.
+    pub history_read_within: Duration,
     /// Longest wait for a history that is behind the hub, and for a replay of the log that stands still.
     pub history_wait: Duration,
     /// Time between two of the five looks into a history that may be behind a hub which has seen nothing yet.
@@ -104,6 +108,7 @@ impl Default for Config {
             replay_turns_max: 2_000,
             replay_bytes_max: 16 * 1024 * 1024,
             firehose_replay_records_max: 100_000,
+            history_read_within: Duration::from_secs(2),
             history_wait: Duration::from_secs(5),
             settle_every: Duration::from_secs(1),
             page_turns_default: 50,
@@ -129,7 +134,7 @@ pub(crate) struct Shared {
     config: Config,
     hub: Arc<Hub>,
     kafka: Kafka,
-    history: History,
+    history: Reading,
     codec: Arc<Codec>,
     meters: Arc<Meters>,
     streams: Arc<Semaphore>,
@@ -199,10 +204,10 @@ impl Api {
         let shutdown = shutdown.child_token();
         let shared = Arc::new(Shared {
             streams: Arc::new(Semaphore::new(config.sockets_max.min(Semaphore::MAX_PERMITS))),
-            config,
             hub: Arc::new(hub),
             kafka: kafka.clone(),
-            history,
+            history: Reading::new(history, config.history_read_within, meter),
+            config,
             codec,
             meters: Arc::new(Meters::new(meter)),
             shutdown: shutdown.clone(),

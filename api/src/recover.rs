@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemas::{Codec, Turn};
-use store::history::{History, HistoryError, Page, Row};
+use store::history::{HistoryError, Page, Row};
 
 use crate::hub::Live;
+use crate::reading::Reading;
 use crate::view::{self, Embeddings};
 
 /// Bounds of one recovery.
@@ -66,7 +67,7 @@ pub(crate) enum Recovered {
 /// Where a conversation is read from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sources<'a> {
-    pub(crate) history: &'a History,
+    pub(crate) history: &'a Reading,
     pub(crate) codec: &'a Codec,
     pub(crate) embeddings: Embeddings,
     pub(crate) limits: Limits,

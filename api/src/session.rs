@@ -160,16 +160,24 @@ impl Session {
             messages.extend(items.into_iter().filter_map(|item| self.deliver(name, item)));
             return Ok(messages);
         }
-        let last = match held.last() {
-            Some(live) => live.position,
-            None => self.shared.history.last_position(name).await?.unwrap_or(0),
+        // Whoever follows from now on needs no history but for the number of the last turn.
+        let (last, degraded) = match held.last() {
+            Some(live) => (live.position, false),
+            None => match self.shared.history.last_position(name).await {
+                Err(error) if error.is_transient() && resumed.is_none() => (0, true),
+                last => (last?.unwrap_or(0), false),
+            },
         };
         self.places.insert(name.clone(), Place { last, dense: false, settle: 0 });
         let lost = resumed.map(|_| false);
         if lost.is_some() {
             self.shared.meters.resumed(false);
         }
-        Ok(vec![self.following(name, lost)])
+        let mut following = self.following(name, lost);
+        if degraded {
+            following.text.insert_str(following.text.len() - 1, r#","degraded":true"#);
+        }
+        Ok(vec![following])
     }
 
     /// Follows every conversation: from the token's offsets, or from now on.
@@ -264,10 +272,17 @@ impl Session {
         let open: Vec<Arc<str>> =
             self.places.iter().filter(|(_, place)| place.settle > 0).map(|(name, _)| name.clone()).collect();
         for name in open {
-            let Some(place) = self.places.get_mut(&name) else { continue };
-            place.settle -= 1;
+            let Some(place) = self.places.get(&name) else { continue };
             let last = place.last;
-            if let Recovered::Complete(items) = self.sources().between(&name, last, None).await? {
+            let recovered = match self.sources().between(&name, last, None).await {
+                // It is looked into again when it is back.
+                Err(error) if error.is_transient() => continue,
+                recovered => recovered?,
+            };
+            if let Some(place) = self.places.get_mut(&name) {
+                place.settle -= 1;
+            }
+            if let Recovered::Complete(items) = recovered {
                 messages.extend(items.into_iter().filter_map(|item| self.deliver(&name, item)));
             }
         }

@@ -15,7 +15,6 @@ pub mod standing;
 mod runner;
 pub mod rebuild;
 pub mod replay;
-pub mod status;
 mod meters;
 mod spans;
 pub mod model;
@@ -30,6 +29,7 @@ use std::time::Duration;
 
 use opentelemetry::metrics::Meter;
 use schemas::{Codec, Spans, Stamp, Tier, Turn};
+use store::Waiting;
 use store::context::Contexts;
 use store::log::Kafka;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +41,6 @@ pub use plan::{Plan, PlanError, plan};
 pub use replay::Replay;
 pub use runner::{KILLS_MAX, Limits, RejectsBound, RunError};
 pub use stage::{AnyStage, Failure, Stage};
-pub use status::Status;
 pub use store::log::transact::Delivery;
 use store::log::transact::{CALL_TIMEOUT, Calls};
 
@@ -80,7 +79,7 @@ pub struct Surroundings {
     /// Where the steps of sampled turns are told.
     pub spans: Spans,
     /// Tells whether the role is ready.
-    pub status: Arc<Status>,
+    pub waiting: Arc<Waiting>,
     /// Ends the role.
     pub shutdown: CancellationToken,
 }
@@ -178,7 +177,7 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
     let (watched, call_max) =
         (Arc::clone(&calls), config.limits.transaction_timeout.max(CALL_TIMEOUT) * CALL_TIMEOUTS_MAX);
     let work = move || {
-        around.status.set("loading models");
+        around.waiting.set("loading models");
         let forwards = matches!(work, Work::Forward);
         let (load, replay) = match work {
             Work::Stages(load) => (Some(load), None),
@@ -205,8 +204,9 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
             meters: meters::Meters::new(&around.meter),
             spans: around.spans,
             recent: Default::default(),
-            status: around.status,
+            waiting: around.waiting,
             calls,
+            unreturned: RefCell::default(),
             shutdown: around.shutdown,
             runtime,
         };

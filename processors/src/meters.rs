@@ -10,6 +10,7 @@ pub(crate) struct Meters {
     turns: Counter<u64>,
     rejects: Counter<u64>,
     aborts: Counter<u64>,
+    restarts: Counter<u64>,
     degraded: Gauge<u64>,
     switches: Counter<u64>,
     batch: Histogram<u64>,
@@ -37,6 +38,10 @@ impl Meters {
             aborts: meter
                 .u64_counter("undertone.processors.aborts")
                 .with_description("Transactions that were aborted and run again.")
+                .build(),
+            restarts: meter
+                .u64_counter("undertone.processors.restarts")
+                .with_description("Clients of the log that were beyond repair and replaced.")
                 .build(),
             degraded: meter
                 .u64_gauge("undertone.processors.degraded")
@@ -76,6 +81,10 @@ impl Meters {
 
     pub(crate) fn switched(&self, to: Tier) {
         self.switches.add(1, &[KeyValue::new("tier", to.name())]);
+    }
+
+    pub(crate) fn restarted(&self) {
+        self.restarts.add(1, &[]);
     }
 
     pub(crate) fn aborted(&self) {

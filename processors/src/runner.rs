@@ -10,12 +10,16 @@
 //! - After a crash what was uncommitted runs one turn at a time, and a turn that is alone in work when the process
 //!   dies [`KILLS_MAX`] times is rejected (or passed on without the parts of a later chain).
 //! - A fault of ours stops the role; it never rejects a turn.
+//! - While the contexts' store is away nothing flows: the partitions stay this process's own, and are taken over again as
+//!   soon as the store answers. A client of the log that is beyond repair is replaced, a bounded number of times within
+//!   some minutes: a process that another one fences for good ends.
 //!
 //! It blocks, so it lives on a thread of its own; the stores are asynchronous and are waited for.
 
 mod bound;
 mod commit;
 mod error;
+mod restarts;
 mod units;
 mod work;
 
@@ -25,6 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use schemas::{Codec, Spans};
+use store::Waiting;
 use store::context::{Attempt, ContextError, Contexts, Epoch};
 use store::log::transact::{Calls, CommitError, Delivery, Event, Settings, Transactor};
 use store::log::{Kafka, LogError, Message};
@@ -36,6 +41,7 @@ pub use self::bound::RejectsBound;
 use self::commit::Commits;
 use self::error::Interrupted;
 pub use self::error::RunError;
+use self::restarts::Restarts;
 use self::work::{Ahead, Worked};
 use crate::batch::TierPolicy;
 use crate::chain::Chain;
@@ -43,7 +49,6 @@ use crate::meters::Meters;
 use crate::plan::Plan;
 use crate::replay::Reader;
 use crate::standing::start;
-use crate::status::Status;
 
 /// A turn that was alone in work this many times when the process died is taken for the killer.
 pub const KILLS_MAX: u32 = 3;
@@ -108,6 +113,8 @@ struct Owned {
     attempt: Option<Attempt>,
     /// After a crash, turns below this offset run alone: the batch that was not committed is among them.
     careful_until: i64,
+    /// What the store was last told of it, while work goes on without care.
+    mark: Attempt,
 }
 
 impl Owned {
@@ -135,15 +142,34 @@ pub(crate) struct Runner {
     pub(crate) meters: Meters,
     pub(crate) spans: Spans,
     pub(crate) recent: Recent,
-    pub(crate) status: Arc<Status>,
+    pub(crate) waiting: Arc<Waiting>,
     pub(crate) calls: Arc<Calls>,
+    /// Marks of partitions that were left while the store was away: what it still says of them tells of no crash.
+    pub(crate) unreturned: RefCell<BTreeMap<i32, Attempt>>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) runtime: Handle,
 }
 
 impl Runner {
-    /// Runs until shutdown.
+    /// Runs until shutdown, under one client of the log after the other.
     pub(crate) fn run(&self) -> Result<(), RunError> {
+        let mut restarts = Restarts::default();
+        loop {
+            let error = match self.run_client() {
+                Err(error) if error.is_of_the_client() && !self.shutdown.is_cancelled() => error,
+                ended => return ended,
+            };
+            let passes = matches!(&error, RunError::Log(error) if error.is_transient());
+            let Some(pause) = restarts.next(Instant::now(), passes) else { return Err(error) };
+            tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "the client of the log is replaced");
+            self.meters.restarted();
+            self.waiting.set("replacing the client of the log");
+            std::thread::sleep(pause);
+        }
+    }
+
+    /// Runs until shutdown, or until this client of the log is of no use any more.
+    fn run_client(&self) -> Result<(), RunError> {
         let Some(mut transactor) = self.connect()? else { return Ok(()) };
         let mut commits = Commits::start()?;
         let mut ahead = Ahead::default();
@@ -175,7 +201,7 @@ impl Runner {
                 Next::Revoked => {
                     self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
                     self.leave(&mut owned)?;
-                    self.status.set("waiting for partitions");
+                    self.waiting.set("waiting for partitions");
                     continue;
                 }
                 Next::Assigned => {
@@ -188,6 +214,13 @@ impl Runner {
             match worked {
                 Ok(Worked::Nothing) => {}
                 Ok(Worked::Committed) => aborts = 0,
+                Err(Interrupted::Away(error)) => {
+                    tracing::warn!(%error, "batch dropped: the contexts' store is away");
+                    self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
+                    self.leave(&mut owned)?;
+                    self.take(&mut transactor, &mut owned)?;
+                    asked = Instant::now();
+                }
                 Err(Interrupted::Failed(error)) => {
                     // Best effort: what stopped the role is worth more than what else goes wrong now.
                     let _ = self.drop_ahead(&mut commits, &mut owned, &mut ahead);
@@ -224,7 +257,7 @@ impl Runner {
         ahead.clear();
         match self.settle(commits, owned) {
             // The outcome shows in the committed offsets.
-            Ok(_) | Err(Interrupted::Dropped(_)) => Ok(()),
+            Ok(_) | Err(Interrupted::Dropped(_) | Interrupted::Away(_)) => Ok(()),
             Err(Interrupted::Failed(error)) => Err(error),
         }
     }
@@ -242,7 +275,7 @@ impl Runner {
         };
         let connected =
             self.patiently(|| Transactor::connect_for(&self.kafka, &settings, self.delivery, Arc::clone(&self.calls)));
-        self.status.set("waiting for partitions");
+        self.waiting.set("waiting for partitions");
         connected
     }
 
@@ -360,7 +393,14 @@ impl Runner {
     /// a mark that work goes on. If they are not, or nobody could say, none is owned; the next poll tells the loss.
     fn take(&self, transactor: &mut Transactor, owned: &mut BTreeMap<i32, Owned>) -> Result<(), RunError> {
         owned.clear();
-        let starts = self.take_given(transactor, owned)?;
+        let starts = match self.take_given(transactor, owned) {
+            Err(RunError::Context(ContextError::Database(error))) if error.is_transient() => {
+                self.waiting.set_away("waiting for the contexts' store, which is away (settings: [context])");
+                tracing::debug!(%error, "the partitions are not taken over yet");
+                None
+            }
+            starts => starts?,
+        };
         if starts.is_none() {
             owned.clear();
         }
@@ -370,7 +410,8 @@ impl Runner {
             owned.clear();
         }
         if let Some(starts) = starts {
-            self.status.clear();
+            self.waiting.clear();
+            self.unreturned.borrow_mut().clear();
             tracing::info!(partitions = ?starts.keys().collect::<Vec<_>>(), "took over partitions");
         }
         Ok(())
@@ -409,9 +450,11 @@ impl Runner {
             // One batch was being committed, and the next one inferred.
             let uncommitted_max = 2 * self.limits.batch_turns_max as i64;
             let batch_end = next.saturating_add(uncommitted_max).min(standing[&partition].high);
-            let careful_until = if assigned.attempt.is_some() { batch_end } else { next };
-            let owner = Owned { epoch: assigned.epoch, next, attempt: assigned.attempt, careful_until };
-            let mark = owner.attempt.unwrap_or(Attempt { offset: next, count: 0 });
+            let unreturned = self.unreturned.borrow().get(&partition).copied();
+            let attempt = assigned.attempt.filter(|found| Some(*found) != unreturned);
+            let careful_until = if attempt.is_some() { batch_end } else { next };
+            let mark = attempt.unwrap_or(Attempt { offset: next, count: 0 });
+            let owner = Owned { epoch: assigned.epoch, next, attempt, careful_until, mark };
             match self.note(partition, &owner, Some(mark)) {
                 Ok(()) => {}
                 Err(RunError::Context(fenced @ ContextError::Fenced { .. })) => {
@@ -438,13 +481,22 @@ impl Runner {
         }
     }
 
-    /// Leaves partitions in an orderly way: the next owner need not be careful, unless this one still was.
+    /// Leaves partitions in an orderly way: the next owner need not be careful, unless this one still was. Where the
+    /// store is away this process remembers that it need not be.
     fn leave(&self, owned: &mut BTreeMap<i32, Owned>) -> Result<(), RunError> {
+        let mut away = false;
         for (partition, owner) in std::mem::take(owned) {
             // The process did not die, so the turn that is in work now is marked as it was before.
-            match self.note(partition, &owner, owner.attempt.filter(|_| owner.is_careful())) {
+            let attempt = owner.attempt.filter(|_| owner.is_careful());
+            // One that does not answer is not asked for each partition.
+            let noted = if away { Ok(()) } else { self.note(partition, &owner, attempt) };
+            match noted {
                 Ok(()) | Err(RunError::Context(ContextError::Fenced { .. })) => {}
+                Err(RunError::Context(ContextError::Database(error))) if error.is_transient() => away = true,
                 Err(error) => return Err(error),
+            }
+            if away && attempt.is_none() {
+                self.unreturned.borrow_mut().insert(partition, owner.mark);
             }
         }
         Ok(())

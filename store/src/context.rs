@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use schemas::Stamp;
 
 use crate::cql::Keyspace;
@@ -23,11 +24,11 @@ use crate::{DatabaseError, Durability};
 /// Most conversations that one call of [`Contexts::conversations`] returns.
 pub const CONVERSATIONS_MAX: usize = 1000;
 
-/// How long a batch waits for room on a full disk, for another process to let the file go, or for a server that is away. Its
-/// transaction is open meanwhile, and the brokers abort it at about this time.
-const ROOM_WITHIN: Duration = Duration::from_secs(10);
-/// Time between two tries.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long a call is tried again: for room on a full disk, another process that holds the file, a server that is away. A
+/// batch's transaction is open meanwhile, and the brokers abort it after ten seconds; the last try may take five.
+const TRY_FOR: Duration = Duration::from_secs(4);
+/// First and longest pause between two tries; the doubling has jitter.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 /// Number of an assignment of a partition to a process. Larger is later; a writer with a smaller one has no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -208,9 +209,16 @@ impl Contexts {
         starts: Vec<Start>,
         stages: &[&str],
     ) -> Result<HashMap<(String, String), Version>, ContextError> {
-        match &self.0 {
-            Backend::Sqlite(contexts) => contexts.load_all(starts, stages).await,
-            Backend::Scylla(contexts) => contexts.load_all(starts, stages).await,
+        let mut again = Again::new();
+        loop {
+            let loaded = match &self.0 {
+                Backend::Sqlite(contexts) => contexts.load_all(starts.clone(), stages).await,
+                Backend::Scylla(contexts) => contexts.load_all(starts.clone(), stages).await,
+            };
+            match loaded {
+                Err(error) if again.pause(&error).await => {}
+                done => return done,
+            }
         }
     }
 
@@ -223,23 +231,20 @@ impl Contexts {
     }
 
     /// As [`Contexts::save`], for several partitions. On a file it is all of them or none; on a server that fails in between
-    /// some slices are written, whose versions before are still there. Waits ten seconds for room on a full disk, or for the
+    /// some slices are written, whose versions before are still there. Waits some seconds for room on a full disk, or for the
     /// server.
     ///
     /// # Errors
     /// As [`Contexts::save`].
     pub async fn save_all(&self, batches: Vec<Batch>) -> Result<(), ContextError> {
-        let (batches, begun) = (Arc::<[Batch]>::from(batches), Instant::now());
+        let (batches, mut again) = (Arc::<[Batch]>::from(batches), Again::new());
         loop {
             let saved = match &self.0 {
                 Backend::Sqlite(contexts) => contexts.try_save(Arc::clone(&batches)).await,
                 Backend::Scylla(contexts) => contexts.try_save(&batches).await,
             };
             match saved {
-                Err(ContextError::Database(error)) if error.is_transient() && begun.elapsed() < ROOM_WITHIN => {
-                    tracing::warn!(error = %error, "contexts are not written yet");
-                    tokio::time::sleep(LOOK_EVERY).await;
-                }
+                Err(error) if again.pause(&error).await => {}
                 done => return done,
             }
         }
@@ -334,6 +339,31 @@ impl Contexts {
             Backend::Sqlite(contexts) => contexts.clear().await,
             Backend::Scylla(contexts) => contexts.clear().await,
         }
+    }
+}
+
+/// Tries that are left, for [`TRY_FOR`].
+struct Again {
+    begun: Instant,
+    pauses: ExponentialBackoff,
+}
+
+impl Again {
+    fn new() -> Again {
+        let (min, max) = PAUSES;
+        let pauses = ExponentialBuilder::new().with_min_delay(min).with_max_delay(max).with_jitter();
+        Again { begun: Instant::now(), pauses: pauses.without_max_times().build() }
+    }
+
+    /// Waits before the next try; `false` if there is none.
+    async fn pause(&mut self, error: &ContextError) -> bool {
+        let ContextError::Database(error) = error else { return false };
+        if !error.is_transient() || self.begun.elapsed() >= TRY_FOR {
+            return false;
+        }
+        tracing::warn!(%error, "the contexts' store does not serve, trying again");
+        tokio::time::sleep(self.pauses.next().unwrap_or(PAUSES.1)).await;
+        true
     }
 }
 

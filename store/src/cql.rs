@@ -10,8 +10,8 @@
 
 pub(crate) mod migrate;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -92,7 +92,9 @@ pub struct Keyspace(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    session: Session,
+    settings: Scylla,
+    /// Replaced where its connections are lost; see [`Keyspace::look`].
+    session: RwLock<Arc<Session>>,
     name: String,
     is_scylla: bool,
     request_timeout: Duration,
@@ -108,28 +110,10 @@ impl Keyspace {
     /// No node answers, the login is refused, or the keyspace cannot be created.
     pub async fn connect(settings: &Scylla) -> Result<Keyspace, DatabaseError> {
         check_name(&settings.keyspace)?;
-        let profile = ExecutionProfile::builder()
-            .consistency(Consistency::LocalQuorum)
-            .serial_consistency(Some(SerialConsistency::LocalSerial))
-            .request_timeout(Some(settings.request_timeout))
-            .build();
-        let mut builder = SessionBuilder::new()
-            .known_nodes(&settings.nodes)
-            .default_execution_profile_handle(profile.into_handle())
-            // One for each shard of a ScyllaDB node; two for a node of Apache Cassandra, which multiplexes.
-            .pool_size(PoolSize::PerHost(std::num::NonZeroUsize::new(2).expect("two")))
-            .schema_agreement_timeout(SCHEMA_TIMEOUT)
-            .connection_timeout(settings.request_timeout)
-            .tcp_nodelay(true);
-        if let Some((user, password)) = &settings.login {
-            builder = builder.user(user, password);
-        }
-        if let Some(datacenter) = &settings.datacenter {
-            builder = builder.prefer_datacenter(datacenter.clone());
-        }
-        let session = builder.build().await?;
+        let session = connect(settings, settings.request_timeout).await?;
         let mut inner = Inner {
-            session,
+            settings: settings.clone(),
+            session: RwLock::new(Arc::new(session)),
             name: settings.keyspace.clone(),
             is_scylla: false,
             request_timeout: settings.request_timeout,
@@ -150,6 +134,31 @@ impl Keyspace {
         Ok(keyspace)
     }
 
+    /// Asks the server whether it serves. Where its connections are lost, connects anew: the driver's own tries are up to
+    /// ten seconds apart. To be called again and again, by one caller at a time.
+    ///
+    /// # Errors
+    /// It does not answer `within` the time.
+    pub async fn look(&self, within: Duration) -> Result<(), DatabaseError> {
+        let session = self.0.session();
+        let ask = session.query_unpaged("SELECT key FROM system.local", ());
+        let lost = match tokio::time::timeout(within, ask).await {
+            Ok(Ok(_)) => return Ok(()),
+            // One that is slow, or stands still, keeps its connections.
+            Err(_) => return Err(DatabaseError::Away(format!("no answer within {} ms", within.as_millis()))),
+            Ok(Err(error)) => DatabaseError::from(error),
+        };
+        match tokio::time::timeout(within, connect(&self.0.settings, within)).await {
+            Ok(Ok(session)) => {
+                *self.0.session.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(session);
+                Ok(())
+            }
+            // What it says says more than the connections that are lost, unless it is gone altogether.
+            Ok(Err(error)) if !error.is_transient() => Err(error),
+            _ => Err(lost),
+        }
+    }
+
     /// Removes the keyspace with all that is in it.
     ///
     /// # Errors
@@ -165,7 +174,7 @@ impl Keyspace {
 
     async fn exists(&self) -> Result<bool, DatabaseError> {
         let keyspaces = "SELECT keyspace_name FROM system_schema.keyspaces WHERE keyspace_name = ?";
-        let found = self.0.session.query_unpaged(keyspaces, (&self.0.name,)).await?;
+        let found = self.0.session().query_unpaged(keyspaces, (&self.0.name,)).await?;
         Ok(rows_of(found)?.rows_num() > 0)
     }
 
@@ -173,7 +182,7 @@ impl Keyspace {
     pub(crate) async fn change_schema(&self, statement: &str) -> Result<(), DatabaseError> {
         let mut statement = Statement::new(statement);
         statement.set_request_timeout(Some(SCHEMA_TIMEOUT));
-        self.0.session.query_unpaged(statement, ()).await?;
+        self.0.session().query_unpaged(statement, ()).await?;
         Ok(())
     }
 
@@ -181,7 +190,7 @@ impl Keyspace {
     pub(crate) async fn prepare(&self, statement: &str) -> Result<PreparedStatement, DatabaseError> {
         let (statement, begun) = (self.spell(statement), Instant::now());
         let mut prepared = loop {
-            match self.0.session.prepare(statement.as_str()).await {
+            match self.0.session().prepare(statement.as_str()).await {
                 Ok(prepared) => break prepared,
                 Err(error) if is_invalid(&error) && begun.elapsed() < SETTLE_WITHIN => {
                     tokio::time::sleep(SETTLE_LOOK).await;
@@ -207,7 +216,7 @@ impl Keyspace {
         values: impl SerializeRow,
     ) -> Result<(), DatabaseError> {
         let _under_way = self.admit().await?;
-        self.0.session.execute_unpaged(statement, values).await?;
+        self.0.session().execute_unpaged(statement, values).await?;
         Ok(())
     }
 
@@ -228,7 +237,7 @@ impl Keyspace {
         values: impl BatchValues,
     ) -> Result<(), DatabaseError> {
         let _under_way = self.admit().await?;
-        self.0.session.batch(&statements.0, values).await?;
+        self.0.session().batch(&statements.0, values).await?;
         Ok(())
     }
 
@@ -245,7 +254,7 @@ impl Keyspace {
         let mut state = PagingState::start();
         let mut rows = Vec::new();
         loop {
-            let (page, next) = self.0.session.execute_single_page(statement, &values, state).await?;
+            let (page, next) = self.0.session().execute_single_page(statement, &values, state).await?;
             let page = rows_of(page)?;
             for row in page.rows::<R>().map_err(misread)? {
                 rows.push(row.map_err(misread)?);
@@ -274,9 +283,36 @@ impl Keyspace {
 }
 
 impl Inner {
-    async fn has(&self, query: &str) -> Result<bool, DatabaseError> {
-        Ok(rows_of(self.session.query_unpaged(query, ()).await?)?.rows_num() > 0)
+    fn session(&self) -> Arc<Session> {
+        Arc::clone(&self.session.read().unwrap_or_else(PoisonError::into_inner))
     }
+
+    async fn has(&self, query: &str) -> Result<bool, DatabaseError> {
+        Ok(rows_of(self.session().query_unpaged(query, ()).await?)?.rows_num() > 0)
+    }
+}
+
+async fn connect(settings: &Scylla, within: Duration) -> Result<Session, DatabaseError> {
+    let profile = ExecutionProfile::builder()
+        .consistency(Consistency::LocalQuorum)
+        .serial_consistency(Some(SerialConsistency::LocalSerial))
+        .request_timeout(Some(settings.request_timeout))
+        .build();
+    let mut builder = SessionBuilder::new()
+        .known_nodes(&settings.nodes)
+        .default_execution_profile_handle(profile.into_handle())
+        // One for each shard of a ScyllaDB node; two for a node of Apache Cassandra, which multiplexes.
+        .pool_size(PoolSize::PerHost(std::num::NonZeroUsize::new(2).expect("two")))
+        .schema_agreement_timeout(SCHEMA_TIMEOUT)
+        .connection_timeout(within)
+        .tcp_nodelay(true);
+    if let Some((user, password)) = &settings.login {
+        builder = builder.user(user, password);
+    }
+    if let Some(datacenter) = &settings.datacenter {
+        builder = builder.prefer_datacenter(datacenter.clone());
+    }
+    Ok(builder.build().await?)
 }
 
 /// Makes the writes of one call, so many at a time.

@@ -11,5 +11,7 @@ pub mod history;
 pub mod log;
 pub mod registry;
 mod sqlite;
+mod waiting;
 
 pub use sqlite::{DatabaseError, Durability};
+pub use waiting::{Wait, Waiting};

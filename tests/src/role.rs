@@ -8,7 +8,7 @@ use std::time::Duration;
 use opentelemetry::metrics::MeterProvider as _;
 use processors::chain::{Conversation, Folded};
 use processors::rebuild::{RebuildError, Rebuilt};
-use processors::{Chain, Config, Limits, Options, Plan, RunError, Status, Surroundings, TierPolicy};
+use processors::{Chain, Config, Limits, Options, Plan, RunError, Surroundings, TierPolicy};
 use schemas::{Codec, Stamp, Tier, Turn};
 use store::context::Contexts;
 use store::log::Kafka;
@@ -81,7 +81,7 @@ pub fn surroundings(kafka: &Kafka, contexts: &Contexts) -> Surroundings {
         codec: Arc::new(Codec::embedded()),
         meter: opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test"),
         spans: Default::default(),
-        status: Arc::default(),
+        waiting: Arc::default(),
         shutdown: CancellationToken::new(),
     }
 }
@@ -91,7 +91,7 @@ pub fn surroundings(kafka: &Kafka, contexts: &Contexts) -> Surroundings {
 pub struct Role {
     task: JoinHandle<Result<(), RunError>>,
     shutdown: CancellationToken,
-    status: Arc<Status>,
+    waiting: Arc<store::Waiting>,
 }
 
 impl Role {
@@ -103,21 +103,38 @@ impl Role {
     /// Starts them on a log that somebody else keeps.
     pub fn start_on(kafka: &Kafka, contexts: &Contexts, setup: &Setup) -> Role {
         let around = surroundings(setup.kafka.as_ref().unwrap_or(kafka), contexts);
-        let (shutdown, status) = (around.shutdown.clone(), Arc::clone(&around.status));
+        let (shutdown, waiting) = (around.shutdown.clone(), Arc::clone(&around.waiting));
         let (config, hand) = (setup.config(), setup.hand.clone());
         let task = tokio::spawn(processors::run_stages(config, &toy::ORDER, move || Ok(toy::stages(&hand)), around));
-        Role { task, shutdown, status }
+        Role { task, shutdown, waiting }
     }
 
     /// Waits until it has no partitions.
     pub async fn without_partitions(&mut self) {
         let waits = async {
-            while self.status.waiting_for() != Some("waiting for partitions") {
+            while self.waiting.wait().map(|wait| wait.what) != Some("waiting for partitions") {
                 assert!(!self.task.is_finished(), "the role goes on: {:?}", (&mut self.task).await);
                 tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(PATIENCE, waits).await.expect("it loses its partitions in time");
+    }
+
+    /// Waits until it says that something is away.
+    pub async fn waits_for(&self, dependency: &str) {
+        let waits = async {
+            while !self.waiting.wait().is_some_and(|wait| wait.is_away && wait.what.contains(dependency)) {
+                assert!(!self.task.is_finished(), "the role ended");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waits).await.expect("it waits in time");
+    }
+
+    /// Why it ended by itself. May be cancelled and asked again.
+    pub async fn failed(&mut self) -> RunError {
+        let ended = tokio::time::timeout(PATIENCE, &mut self.task).await.expect("the role ends in time");
+        ended.expect("the role does not panic").expect_err("it ends with an error")
     }
 
     /// Ends it in an orderly way.

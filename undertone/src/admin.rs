@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::json;
 use tower::ServiceExt as _;
 
-use crate::health::{Health, Reason};
+use crate::health::{Health, Readiness, Reason};
 use crate::lag::Lag;
 use crate::telemetry::Metrics;
 
@@ -79,8 +79,8 @@ impl Admin {
 }
 
 #[derive(Serialize)]
-struct Readiness {
-    status: &'static str,
+struct Told<S> {
+    status: S,
     reasons: Vec<Reason>,
 }
 
@@ -90,30 +90,34 @@ async fn live() -> Json<serde_json::Value> {
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
-    let reasons = admin.health.reasons();
-    let (code, status) =
-        if reasons.is_empty() { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "unready") };
-    (code, Json(Readiness { status, reasons })).into_response()
+    // Taking traffic away from a process that serves in part would help nobody: what is away is away for all.
+    let (status, reasons) = admin.health.told();
+    let code = if status == Readiness::Unready { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (code, Json(Told { status, reasons })).into_response()
 }
 
 async fn startup(State(admin): State<Admin>) -> Response {
     if admin.health.is_started() {
         return Json(json!({ "status": "started" })).into_response();
     }
-    let body = Readiness { status: "starting", reasons: admin.health.reasons() };
+    let body = Told { status: "starting", reasons: admin.health.reasons() };
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
 }
 
 async fn health(State(admin): State<Admin>) -> Response {
     // For people and dashboards: always answers, and says in words what /readyz says in its code.
-    let reasons = admin.health.reasons();
-    let status = if reasons.is_empty() { "healthy" } else { "unhealthy" };
-    Json(Readiness { status, reasons }).into_response()
+    let (readiness, reasons) = admin.health.told();
+    let status = match readiness {
+        Readiness::Ready => "healthy",
+        Readiness::Degraded => "degraded",
+        Readiness::Unready => "unhealthy",
+    };
+    Json(Told { status, reasons }).into_response()
 }
 
 #[derive(Serialize)]
 struct Status {
-    status: &'static str,
+    status: Readiness,
     reasons: Vec<Reason>,
     #[serde(flatten)]
     facts: Facts,
@@ -122,9 +126,8 @@ struct Status {
 }
 
 async fn status(State(admin): State<Admin>) -> Response {
-    let reasons = admin.health.reasons();
+    let (status, reasons) = admin.health.told();
     let facts = admin.facts.get().cloned().unwrap_or_default();
-    let status = if reasons.is_empty() { "ready" } else { "unready" };
     let (lag, warnings) = (admin.health.lag(), admin.health.warnings());
     Json(Status { status, reasons, facts, lag, warnings }).into_response()
 }

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use store::Wait;
 
 use crate::lag::Lag;
 
@@ -18,15 +20,31 @@ pub enum State {
     Ready,
     /// Does not, and why, with the mend.
     Unwell(String),
+    /// A dependency that intake and streams do without is away, and why, with the mend.
+    Away(String),
 }
 
-/// Why the process is not ready.
+/// Why the process is not ready, or does not do all it should.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reason {
-    /// The role, or `kafka`.
+    /// The role, or the dependency: `kafka`, `scylla` …
     pub part: String,
     /// What is wrong, and how to mend it.
     pub reason: String,
+    /// Since when, in milliseconds since the Unix epoch.
+    pub since: i64,
+}
+
+/// How the process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Readiness {
+    /// All is well.
+    Ready,
+    /// Intake and streams are served, and something is away: traffic is welcome.
+    Degraded,
+    /// It can serve nobody.
+    Unready,
 }
 
 /// The health of one pipeline, shared by its roles.
@@ -34,16 +52,34 @@ pub struct Reason {
 pub struct Health(Arc<Mutex<Inner>>);
 
 /// What a part waits for, if it is asked; `None`: it is ready.
-type Question = Box<dyn Fn() -> Option<&'static str> + Send>;
+type Question = Box<dyn Fn() -> Option<Wait> + Send>;
 
-#[derive(Default)]
 struct Inner {
-    parts: BTreeMap<&'static str, State>,
+    /// How each part is, and since when.
+    parts: BTreeMap<&'static str, (State, SystemTime)>,
+    begun: SystemTime,
     started: bool,
-    stopping: bool,
+    stopping: Option<SystemTime>,
+    /// Whether it serves clients, who are better served in part than not at all.
+    serves: bool,
     lag: Vec<Lag>,
-    warnings: BTreeMap<&'static str, String>,
+    warnings: BTreeMap<&'static str, (String, SystemTime)>,
     questions: Vec<(&'static str, Question)>,
+}
+
+impl Default for Inner {
+    fn default() -> Inner {
+        Inner {
+            parts: BTreeMap::new(),
+            begun: SystemTime::now(),
+            started: false,
+            stopping: None,
+            serves: false,
+            lag: Vec::new(),
+            warnings: BTreeMap::new(),
+            questions: Vec::new(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Inner {
@@ -55,11 +91,23 @@ impl std::fmt::Debug for Inner {
 impl Health {
     /// Notes how a part is.
     pub fn set(&self, part: &'static str, state: State) {
-        self.inner().parts.insert(part, state);
+        let mut inner = self.inner();
+        let now = SystemTime::now();
+        let (known, since) = inner.parts.entry(part).or_insert((state.clone(), now));
+        // Told in other words, it is the same trouble since it began.
+        if std::mem::discriminant(known) != std::mem::discriminant(&state) {
+            *since = now;
+        }
+        *known = state;
+    }
+
+    /// Notes that the process serves clients: a dependency that is away then leaves it degraded, not unready.
+    pub fn set_serves(&self) {
+        self.inner().serves = true;
     }
 
     /// Notes whom to ask how a part is. The question must be quick, and must not ask for health itself.
-    pub fn ask(&self, part: &'static str, question: impl Fn() -> Option<&'static str> + Send + 'static) {
+    pub fn ask(&self, part: &'static str, question: impl Fn() -> Option<Wait> + Send + 'static) {
         self.inner().questions.push((part, Box::new(question)));
     }
 
@@ -70,7 +118,7 @@ impl Health {
 
     /// Notes that the process is on its way out: it takes no more, and is not ready for ever after.
     pub fn set_stopping(&self) {
-        self.inner().stopping = true;
+        self.inner().stopping = Some(SystemTime::now());
     }
 
     /// Notes how far each reader is behind.
@@ -82,15 +130,17 @@ impl Health {
     pub fn warn(&self, part: &'static str, warning: Option<String>) {
         let mut inner = self.inner();
         match warning {
-            Some(warning) => inner.warnings.insert(part, warning),
-            None => inner.warnings.remove(part),
-        };
+            Some(warning) => {
+                let since = inner.warnings.get(part).map_or_else(SystemTime::now, |(_, since)| *since);
+                inner.warnings.insert(part, (warning, since));
+            }
+            None => drop(inner.warnings.remove(part)),
+        }
     }
 
     /// What a person should look at though the process may be ready.
     pub fn warnings(&self) -> Vec<Reason> {
-        let reason = |(part, reason): (&&str, &String)| Reason { part: (*part).to_owned(), reason: reason.clone() };
-        self.inner().warnings.iter().map(reason).collect()
+        self.inner().warnings.iter().map(|(part, (warning, since))| Reason::new(part, warning, *since)).collect()
     }
 
     /// How far each reader is behind, as last measured.
@@ -103,24 +153,45 @@ impl Health {
         self.inner().started
     }
 
-    /// Why it is not ready; none: it is.
+    /// Whether it is ready.
+    pub fn readiness(&self) -> Readiness {
+        self.told().0
+    }
+
+    /// Why it is not ready, or degraded; none: all is well.
     pub fn reasons(&self) -> Vec<Reason> {
+        self.told().1
+    }
+
+    /// Both, as of one moment.
+    pub fn told(&self) -> (Readiness, Vec<Reason>) {
         let inner = self.inner();
-        let stopping = inner.stopping.then(|| Reason { part: "process".into(), reason: "it is stopping".into() });
-        let unstarted = !inner.started && !inner.stopping;
-        let starting = unstarted.then(|| Reason { part: "process".into(), reason: "it is starting".into() });
-        let parts = inner.parts.iter().filter_map(|(part, state)| {
-            let reason = match state {
-                State::Ready => return None,
-                State::Starting => "it is starting".to_owned(),
-                State::Unwell(reason) => reason.clone(),
-            };
-            Some(Reason { part: (*part).to_owned(), reason })
-        });
-        let asked = inner.questions.iter().filter_map(|(part, question)| {
-            Some(Reason { part: (*part).to_owned(), reason: format!("it is waiting: {}", question()?) })
-        });
-        stopping.into_iter().chain(starting).chain(parts).chain(asked).collect()
+        let mut reasons = Vec::new();
+        let mut readiness = Readiness::Ready;
+        let mut tell = |part: &str, reason: &str, since: SystemTime, is_away: bool| {
+            let how = if is_away && inner.serves { Readiness::Degraded } else { Readiness::Unready };
+            readiness = readiness.worst(how);
+            reasons.push(Reason::new(part, reason, since));
+        };
+        match inner.stopping {
+            Some(since) => tell("process", "it is stopping", since, false),
+            None if !inner.started => tell("process", "it is starting", inner.begun, false),
+            None => {}
+        }
+        for (part, (state, since)) in &inner.parts {
+            match state {
+                State::Ready => {}
+                State::Starting => tell(part, "it is starting", *since, false),
+                State::Unwell(reason) => tell(part, reason, *since, false),
+                State::Away(reason) => tell(part, reason, *since, true),
+            }
+        }
+        for (part, question) in &inner.questions {
+            if let Some(Wait { what, since, is_away }) = question() {
+                tell(part, &format!("it is waiting: {what}"), since, is_away);
+            }
+        }
+        (readiness, reasons)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -129,9 +200,26 @@ impl Health {
     }
 }
 
+impl Reason {
+    fn new(part: &str, reason: &str, since: SystemTime) -> Reason {
+        let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        Reason { part: part.to_owned(), reason: reason.to_owned(), since: i64::try_from(since).unwrap_or(i64::MAX) }
+    }
+}
+
+impl Readiness {
+    fn worst(self, other: Readiness) -> Readiness {
+        if self as u8 > other as u8 { self } else { other }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn named(health: &Health) -> Vec<(String, String)> {
+        health.reasons().into_iter().map(|reason| (reason.part, reason.reason)).collect()
+    }
 
     #[test]
     fn readiness_names_every_part_that_is_not_ready() {
@@ -140,9 +228,30 @@ mod tests {
         health.set("ingest", State::Ready);
         health.set("kafka", State::Unwell("no broker answers".into()));
         health.set_started();
-        assert_eq!(health.reasons(), [Reason { part: "kafka".into(), reason: "no broker answers".into() }]);
+        assert_eq!(named(&health), [("kafka".to_owned(), "no broker answers".to_owned())]);
+        let since = health.reasons()[0].since;
+        health.set("kafka", State::Unwell("still no broker answers".into()));
+        assert_eq!(health.reasons()[0].since, since);
+        assert_eq!(health.readiness(), Readiness::Unready);
         health.set("kafka", State::Ready);
         assert_eq!(health.reasons(), []);
+    }
+
+    #[test]
+    fn dependency_that_is_away_leaves_a_process_with_clients_degraded_and_another_unready() {
+        for (serves, readiness) in [(true, Readiness::Degraded), (false, Readiness::Unready)] {
+            let health = Health::default();
+            health.set_started();
+            if serves {
+                health.set_serves();
+            }
+            let since = SystemTime::now();
+            health.ask("history", move || Some(Wait { what: "its store is away", since, is_away: true }));
+            health.set("scylla", State::Away("no answer".into()));
+            assert_eq!((health.readiness(), health.reasons().len()), (readiness, 2));
+            health.set("kafka", State::Unwell("no broker answers".into()));
+            assert_eq!(health.readiness(), Readiness::Unready);
+        }
     }
 
     #[test]

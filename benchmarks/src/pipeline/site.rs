@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use broker::Broker;
-use processors::{AnyStage, Failure, Limits, Options, Plan, RunError, Status, Surroundings, TierPolicy, Way};
+use processors::{AnyStage, Failure, Limits, Options, Plan, RunError, Surroundings, TierPolicy, Way};
 use schemas::{Codec, Tier};
 use store::context::Contexts;
 use store::log::{Admin, Kafka, Producer, ProducerLimits, Record, TopicSpec};
@@ -155,18 +155,18 @@ impl Site {
             options: Options::default(),
             limits: Limits::default(),
         };
-        let (shutdown, status) = (CancellationToken::new(), Arc::new(Status::default()));
+        let (shutdown, waiting) = (CancellationToken::new(), Arc::<store::Waiting>::default());
         let around = Surroundings {
             kafka: self.kafka.clone(),
             contexts: self.contexts()?,
             codec: Arc::clone(&self.codec),
             meter: super::meter(),
             spans: Default::default(),
-            status: Arc::clone(&status),
+            waiting: Arc::clone(&waiting),
             shutdown: shutdown.clone(),
         };
         let task = self.runtime.spawn(processors::run_way(config, way, around));
-        Ok(Role { task, shutdown, status })
+        Ok(Role { task, shutdown, waiting })
     }
 
     /// The plan from the input to the output, for `stages` stages.
@@ -190,17 +190,18 @@ pub(super) type Load = Box<dyn FnOnce() -> Result<Vec<Box<dyn AnyStage>>, Failur
 pub(super) struct Role {
     task: tokio::task::JoinHandle<Result<(), RunError>>,
     shutdown: CancellationToken,
-    status: Arc<Status>,
+    waiting: Arc<store::Waiting>,
 }
 
 impl Role {
     /// Waits until its models are loaded and it has its partitions.
     pub(super) fn ready(&self) -> anyhow::Result<()> {
         let begun = Instant::now();
-        while let Some(reason) = self.status.waiting_for() {
+        while let Some(wait) = self.waiting.wait() {
             anyhow::ensure!(
                 begun.elapsed() < PATIENCE && !self.task.is_finished(),
-                "the role does not start: {reason}"
+                "the role does not start: {}",
+                wait.what
             );
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -1,6 +1,7 @@
 //! Why a batch, or the whole role, did not get through.
 
 use schemas::EncodeError;
+use store::DatabaseError;
 use store::context::ContextError;
 use store::log::LogError;
 use store::log::transact::CommitError;
@@ -77,10 +78,20 @@ pub enum RunError {
     },
 }
 
+impl RunError {
+    /// Whether another client of the log may do better: what was begun under this one is ended by the next, and what was
+    /// not committed is read again.
+    pub(super) fn is_of_the_client(&self) -> bool {
+        matches!(self, RunError::Log(LogError::Fenced(_) | LogError::Fatal(_) | LogError::Transient(_)))
+    }
+}
+
 /// Why a batch did not get through.
 pub(super) enum Interrupted {
     /// Nothing of it is visible: read it again.
     Dropped(String),
+    /// Nothing of it is visible: read it again when the contexts' store answers.
+    Away(DatabaseError),
     /// The role ends.
     Failed(RunError),
 }
@@ -90,6 +101,7 @@ impl From<RunError> for Interrupted {
         match error {
             // Another process owns the partition; the group will say so.
             RunError::Context(fenced @ ContextError::Fenced { .. }) => Interrupted::Dropped(fenced.to_string()),
+            RunError::Context(ContextError::Database(error)) if error.is_transient() => Interrupted::Away(error),
             error => Interrupted::Failed(error),
         }
     }

@@ -73,7 +73,7 @@ impl Keyspace {
 
     async fn has_versions(&self) -> Result<bool, DatabaseError> {
         let known = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ? AND table_name = 'versions'";
-        Ok(rows_of(self.0.session.query_unpaged(known, (&self.0.name,)).await?)?.rows_num() > 0)
+        Ok(rows_of(self.0.session().query_unpaged(known, (&self.0.name,)).await?)?.rows_num() > 0)
     }
 
     /// The version that was reached; 0 before the first.

@@ -3,13 +3,14 @@
 //! Promises: a turn is committed in the log only after it is kept; after a crash some are read again, which changes
 //! nothing. The history knows how far it has been written: one that was restored from a backup is read up to the present
 //! by itself, as far as the log reaches back. A record that is no enriched turn goes to the rejects with its raw bytes before the role goes on. When the
-//! disk is full or another process holds the file, it tries again for [`Config::retry_for`] and then ends with the
-//! error, so that somebody notices.
+//! disk is full, another process holds the file, or the log or the server is away, it tries again until that is over, and
+//! says so in [`Config::waiting`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
 use schemas::{Codec, Envelope, Header, Reason, Reject, Span, SpanKind, Spans, TraceParent, Turn, topic};
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{History, HistoryError, Row};
+use crate::Waiting;
 use crate::log::{AppendError, GroupReader, Joining, Kafka, LogError, Message, Producer, Record};
 
 /// Settings of the role.
@@ -33,14 +35,15 @@ pub struct Config {
     pub batch_turns_max: usize,
     /// How long to wait for a batch before looking whether to stop.
     pub batch_wait: Duration,
-    /// How long to try again what goes by itself, before the role ends with the error.
-    pub retry_for: Duration,
-    /// First pause between two tries; doubled up to [`PAUSE_MAX`].
-    pub retry_pause: Duration,
+    /// Tells what the role waits for.
+    pub waiting: Arc<Waiting>,
 }
 
-/// Longest pause between two tries.
-pub const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// First and longest pause between two tries; the doubling has jitter.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// What [`Config::waiting`] says while something is away.
+const LOG_AWAY: &str = "for the log, which is away (settings: [kafka])";
+const STORE_AWAY: &str = "for the history's store, which is away or full (settings: [history])";
 
 impl Config {
     /// Settings that suit one history beside a log.
@@ -51,8 +54,7 @@ impl Config {
             session_timeout: Duration::from_secs(10),
             batch_turns_max: 500,
             batch_wait: Duration::from_secs(1),
-            retry_for: Duration::from_secs(300),
-            retry_pause: Duration::from_millis(100),
+            waiting: Arc::default(),
         }
     }
 }
@@ -60,10 +62,10 @@ impl Config {
 /// Why the role ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WriterError {
-    /// The log failed for good, or for longer than the role tries.
+    /// The log failed for good.
     #[error("read enriched turns: {0}")]
     Log(#[from] LogError),
-    /// The history failed for good, or for longer than the role tries.
+    /// The history failed for good.
     #[error("keep turns: {0}")]
     History(#[from] HistoryError),
     /// A record that is no enriched turn could not be set aside; it was not passed over.
@@ -95,6 +97,7 @@ pub async fn run(
 ) -> Result<(), WriterError> {
     let kept = Some(history.reached(topic::TURNS_ENRICHED).await?);
     let joining = Joining { session_timeout: config.session_timeout, kept };
+    config.waiting.clear();
     let mut reader = GroupReader::join_with(&config.kafka, &config.group, topic::TURNS_ENRICHED, &joining)?;
     let writer = Writer { codec: Codec::embedded(), meters: Meters::new(meter), spans, config, history, rejects };
     let result = writer.run(&mut reader, &shutdown).await;
@@ -120,7 +123,7 @@ struct Writer {
 
 impl Writer {
     async fn run(&self, reader: &mut GroupReader, shutdown: &CancellationToken) -> Result<(), WriterError> {
-        let mut patience = Patience::new(&self.config);
+        let mut patience = Patience::new(&self.config.waiting);
         loop {
             let batch = tokio::select! {
                 biased;
@@ -137,7 +140,7 @@ impl Writer {
             };
             self.keep(batch, reader.reached(), shutdown).await?;
             match reader.commit().await {
-                Ok(()) => patience = Patience::new(&self.config),
+                Ok(()) => patience = Patience::new(&self.config.waiting),
                 Err(error) if error.is_transient() => patience.wait(error.into(), shutdown).await?,
                 Err(error) => return Err(error.into()),
             }
@@ -167,7 +170,7 @@ impl Writer {
         }
         let kept = rows.len() as u64;
         let rows: Arc<[Row]> = Arc::from(rows);
-        let mut patience = Patience::new(&self.config);
+        let mut patience = Patience::new(&self.config.waiting);
         while let Err(error) = self.history.keep(Arc::clone(&rows), topic::TURNS_ENRICHED, Arc::clone(&reached)).await {
             if !error.is_transient() {
                 return Err(error.into());
@@ -220,7 +223,7 @@ impl Writer {
         );
         let labels = [KeyValue::new("role", "history"), KeyValue::new("reason", reject.reason.clone())];
         self.meters.rejects.add(1, &labels);
-        let mut patience = Patience::new(&self.config);
+        let mut patience = Patience::new(&self.config.waiting);
         loop {
             match self.rejects.append(record(reject, value.clone())).await {
                 Ok(_) => return Ok(()),
@@ -305,30 +308,39 @@ fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Pauses between tries, and an end to them.
-struct Patience {
-    pause: Duration,
-    until: Instant,
+/// Pauses between tries.
+struct Patience<'a> {
+    waiting: &'a Waiting,
+    pauses: ExponentialBackoff,
 }
 
-impl Patience {
-    fn new(config: &Config) -> Patience {
-        Patience { pause: config.retry_pause, until: Instant::now() + config.retry_for }
+impl Patience<'_> {
+    fn new(waiting: &Waiting) -> Patience<'_> {
+        let (min, max) = PAUSES;
+        let pauses = ExponentialBuilder::new().with_min_delay(min).with_max_delay(max).with_jitter();
+        Patience { waiting, pauses: pauses.without_max_times().build() }
     }
 
-    /// Waits before the next try; gives the error back when the time is over. A shutdown ends the wait, and with it
-    /// the work: what was not committed is read again.
+    /// Waits before the next try. A shutdown ends the wait, and with it the work: what was not committed is read again.
     async fn wait(&mut self, error: WriterError, shutdown: &CancellationToken) -> Result<(), WriterError> {
-        if Instant::now() + self.pause > self.until || shutdown.is_cancelled() {
+        if shutdown.is_cancelled() {
             return Err(error);
         }
-        tracing::warn!(%error, pause_ms = self.pause.as_millis() as u64, "try again");
+        self.waiting.set_away(if matches!(error, WriterError::History(_)) { STORE_AWAY } else { LOG_AWAY });
+        let pause = self.pauses.next().unwrap_or(PAUSES.1);
+        tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "try again");
         tokio::select! {
-            () = tokio::time::sleep(self.pause) => {}
+            () = tokio::time::sleep(pause) => {}
             () = shutdown.cancelled() => {}
         }
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
         Ok(())
+    }
+}
+
+impl Drop for Patience<'_> {
+    /// What was waited for is there.
+    fn drop(&mut self) {
+        self.waiting.clear();
     }
 }
 

@@ -297,7 +297,7 @@ async fn run(
         codec: Arc::new(Codec::embedded()),
         meter: metrics.meter(),
         spans: Default::default(),
-        status: Arc::default(),
+        waiting: Arc::default(),
         shutdown: enough.clone(),
     };
     let (received, enriched) = (plan.received.clone(), plan.enriched.clone());

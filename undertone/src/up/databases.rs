@@ -4,15 +4,24 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::Meter;
 use store::Durability;
 use store::context::Contexts;
 use store::cql::Keyspace;
 use store::history::History;
 use tokio::sync::OnceCell;
+use tokio::time::MissedTickBehavior;
 
 use crate::config::{Config, Fsync, StoreKind};
 use crate::health::{Health, State};
 
+/// The part of health, and the label, of the CQL server.
+const SCYLLA: &str = "scylla";
+/// Time between two looks at whether it answers.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long it may take to answer one question before it counts as away.
+const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
 /// First and longest pause between two tries to reach the CQL server at the start.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -58,6 +67,24 @@ impl Databases {
         contexts.context("open the contexts (settings: [context])")
     }
 
+    /// Looks for ever whether the servers answer; a file needs no look.
+    pub(crate) async fn look(&self, meter: &Meter) {
+        let Some(keyspace) = self.keyspace.get() else { return };
+        let up = meter
+            .u64_gauge("undertone.dependency.up")
+            .with_description("Whether a dependency answers: 1, or 0 while it is away")
+            .build();
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let answer = keyspace.look(ANSWER_WITHIN).await;
+            up.record(u64::from(answer.is_ok()), &[KeyValue::new("dependency", SCYLLA)]);
+            let away = |error| State::Away(format!("the CQL server is away: {error}; see to it, or to [scylla] nodes"));
+            self.health.set(SCYLLA, answer.map_or_else(away, |()| State::Ready));
+        }
+    }
+
     async fn scylla(&self, config: &Config) -> anyhow::Result<Keyspace> {
         Ok(self.keyspace.get_or_try_init(|| connect_scylla(config, &self.health)).await?.clone())
     }
@@ -71,11 +98,11 @@ async fn connect_scylla(config: &Config, health: &Health) -> anyhow::Result<Keys
     loop {
         match Keyspace::connect(&settings).await {
             Ok(keyspace) => {
-                health.set("scylla", State::Ready);
+                health.set(SCYLLA, State::Ready);
                 return Ok(keyspace);
             }
             Err(error) if error.is_transient() && begun.elapsed() < patience => {
-                health.set("scylla", State::Unwell(error.to_string()));
+                health.set(SCYLLA, State::Unwell(error.to_string()));
                 tracing::warn!(nodes = settings.nodes.join(","), %error, "no CQL server answers; trying again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);

@@ -165,7 +165,7 @@ pub(super) async fn start(
         codec: Arc::new(Codec::embedded()),
         meter,
         spans,
-        databases: Databases::new(health.clone()),
+        databases: Arc::new(Databases::new(health.clone())),
         health,
         failed,
         readers,
@@ -173,6 +173,9 @@ pub(super) async fn start(
         listeners,
         listeners_done,
     };
+    if given.plays(Role::Ingest) || given.plays(Role::Api) {
+        given.health.set_serves();
+    }
     given.prepare_log().await?;
     let history = given.open_history().await?;
     if let Some(history) = &history {

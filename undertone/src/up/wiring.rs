@@ -35,7 +35,7 @@ pub(super) struct Given {
     pub(super) meter: Meter,
     pub(super) spans: Spans,
     pub(super) health: Health,
-    pub(super) databases: Databases,
+    pub(super) databases: Arc<Databases>,
     pub(super) failed: mpsc::Sender<Failed>,
     pub(super) readers: CancellationToken,
     pub(super) readers_done: Tasks,
@@ -111,10 +111,12 @@ impl Given {
         let mut settings = writer::Config::new(self.kafka.clone());
         settings.group = self.config.history.group.clone();
         settings.session_timeout = Duration::from_secs(self.config.kafka.session_seconds_max);
+        let waiting = Arc::clone(&settings.waiting);
         let rejects =
             Producer::connect(&self.kafka, &ProducerLimits::default()).context("connect the history writer")?;
         let (meter, spans, stop) = (self.meter.clone(), self.spans.clone(), self.readers.clone());
         self.reader(Role::History, async move { writer::run(settings, history, rejects, &meter, spans, stop).await });
+        self.health.ask(Role::History.name(), move || waiting.wait());
         Ok(())
     }
 
@@ -155,18 +157,18 @@ impl Given {
         }
         let settings = self.processors_settings()?;
         let contexts = self.databases.contexts(&self.config).await?;
-        let status = Arc::new(processors::Status::default());
+        let waiting = Arc::<store::Waiting>::default();
         let around = processors::Surroundings {
             kafka: self.kafka.clone(),
             contexts,
             codec: Arc::clone(&self.codec),
             meter: self.meter.clone(),
             spans: self.spans.clone(),
-            status: Arc::clone(&status),
+            waiting: Arc::clone(&waiting),
             shutdown: self.readers.clone(),
         };
         self.reader(Role::Processors, processors::run(settings, around));
-        self.health.ask(Role::Processors.name(), move || status.waiting_for());
+        self.health.ask(Role::Processors.name(), move || waiting.wait());
         Ok(())
     }
 
@@ -258,9 +260,13 @@ impl Given {
             readers.push(watchdog::Reader { role: "history", group: self.config.history.group.clone(), topic });
         }
         readers.extend(self.processors_reader()?);
-        let work = watchdog::run(admin, readers, self.health.clone(), self.meter.clone());
+        let work = Box::pin(watchdog::run(admin, readers, self.health.clone(), self.meter.clone()));
+        let (databases, meter) = (Arc::clone(&self.databases), self.meter.clone());
+        let look = Box::pin(async move { databases.look(&meter).await });
         let stop = self.readers.clone();
-        self.readers_done.spawn(async move { stop.run_until_cancelled(work).await.unwrap_or_default() });
+        self.readers_done.spawn(async move {
+            stop.run_until_cancelled(async { tokio::join!(work, look) }).await;
+        });
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use schemas::{Codec, Span, SpanKind, Spans, Turn, topic};
 use store::log::{LogError, Message, Tail};
+use store::registry::{Registry, RegistryError};
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::{Hub, Live};
@@ -19,16 +20,27 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// What the reader needs.
 pub(crate) struct Feed {
     pub(crate) hub: Arc<Hub>,
-    pub(crate) codec: Arc<Codec>,
+    pub(crate) registry: Registry,
     pub(crate) meters: Arc<Meters>,
     pub(crate) spans: Spans,
 }
 
-/// Reads until shutdown, or until the log says that reading on is of no use.
+/// Why reading on is of no use.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum FeedError {
+    /// What the log said.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// What a schema id stands for could not be found out in time.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+/// Reads until shutdown, or until reading on is of no use.
 ///
 /// # Errors
-/// What the log said.
-pub(crate) async fn run(mut tail: Tail, feed: &Feed, shutdown: CancellationToken) -> Result<(), LogError> {
+/// What the log said, or the schema registry.
+pub(crate) async fn run(mut tail: Tail, feed: &Feed, shutdown: CancellationToken) -> Result<(), FeedError> {
     let mut pause = PAUSE_MIN;
     loop {
         let message = tokio::select! {
@@ -38,6 +50,11 @@ pub(crate) async fn run(mut tail: Tail, feed: &Feed, shutdown: CancellationToken
         match message {
             Ok(message) => {
                 pause = PAUSE_MIN;
+                // A turn whose schema is not known holds up those behind it: none may be missed.
+                match feed.registry.know::<Turn>(message.value.as_deref(), &shutdown).await {
+                    Err(_) if shutdown.is_cancelled() => return Ok(()),
+                    known => known?,
+                }
                 feed.publish(message);
             }
             Err(LogError::Transient(reason)) => {
@@ -48,7 +65,7 @@ pub(crate) async fn run(mut tail: Tail, feed: &Feed, shutdown: CancellationToken
                 }
                 pause = (pause * 2).min(PAUSE_MAX);
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -58,7 +75,7 @@ impl Feed {
         let (partition, offset) = (message.partition, message.offset);
         let begun = SystemTime::now();
         let trace = message.trace();
-        match live_of(&self.codec, message) {
+        match live_of(self.registry.codec(), message) {
             Ok((mut live, received_at)) => {
                 self.meters.hub_turns.add(1, &[]);
                 let now = begun.duration_since(UNIX_EPOCH).unwrap_or_default();

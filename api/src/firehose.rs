@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::{Codec, topic};
-use store::log::{From, LogError, Tail};
+use schemas::{Turn, topic};
+use store::log::{From, LogError, Message, Tail};
+use store::registry::Registry;
 
 use crate::Shared;
 use crate::feed::live_of;
@@ -19,7 +20,9 @@ const QUIET: Duration = Duration::from_millis(20);
 /// A reader of the log behind the hub.
 pub(crate) struct Replay {
     tail: Tail,
-    codec: Arc<Codec>,
+    registry: Registry,
+    /// Read, and not shown yet.
+    held: Option<Message>,
     wait: Duration,
     quiet: Duration,
 }
@@ -54,19 +57,25 @@ impl Replay {
             return Ok(None);
         }
         let wait = shared.config.history_wait;
-        Ok(Some(Replay { tail, codec: shared.codec.clone(), wait, quiet: Duration::ZERO }))
+        Ok(Some(Replay { tail, registry: shared.registry.clone(), held: None, wait, quiet: Duration::ZERO }))
     }
 
     /// The next step. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Step {
         loop {
+            if let Some(message) = &self.held {
+                if let Err(error) = self.registry.know_now::<Turn>(message.value.as_deref()).await {
+                    return Step::Failed(LogError::Transient(error.to_string()));
+                }
+                // What is no turn was logged and counted when the hub read it.
+                if let Some(Ok((live, _))) = self.held.take().map(|message| live_of(self.registry.codec(), message)) {
+                    return Step::Turn(Arc::new(live));
+                }
+            }
             match tokio::time::timeout(QUIET, self.tail.next()).await {
                 Ok(Ok(message)) => {
                     self.quiet = Duration::ZERO;
-                    // What is no turn was logged and counted when the hub read it.
-                    if let Ok((live, _)) = live_of(&self.codec, message) {
-                        return Step::Turn(Arc::new(live));
-                    }
+                    self.held = Some(message);
                 }
                 Ok(Err(error)) if !matches!(error, LogError::Transient(_)) => return Step::Failed(error),
                 // A transient error comes at once; the next call waits for the connection.

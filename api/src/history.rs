@@ -43,6 +43,7 @@ pub(crate) async fn conversation(
 ) -> Result<Response, Problem> {
     let (rows, degraded) = newest(&shared, &id, 1).await?;
     let Some(last) = rows.first() else { return Err(Problem::unknown_conversation(&id)) };
+    know(&shared, &rows).await?;
     let turn = json_of(&shared.codec, last, Embeddings::Hide).unwrap_or_else(|| "null".to_owned());
     let head = json!(id);
     let (at, position, mark) = (last.at, last.position, mark(degraded));
@@ -75,6 +76,7 @@ pub(crate) async fn turns(
     };
     let more = rows.len() > limit;
     rows.truncate(limit);
+    know(&shared, &rows).await?;
     if rows.is_empty() && cursor.is_first() && shared.history.last_position(&id).await.map_err(unavailable)?.is_none() {
         return Err(Problem::unknown_conversation(&id));
     }
@@ -254,6 +256,15 @@ fn limit(query: &[(String, String)], shared: &Shared) -> Result<usize, Problem> 
 
 fn bad_cursor() -> Problem {
     Problem::parameter("cursor", "is none of ours", "send `next` or `previous` of a page as it is, or start without")
+}
+
+/// Sees to it that the rows can be read: one that a newer release wrote may need the schema registry.
+async fn know(shared: &Shared, rows: &[Row]) -> Result<(), Problem> {
+    let known = shared.registry.know_now::<Turn>(rows.iter().map(|row| row.value.as_slice())).await;
+    known.map_err(|error| {
+        tracing::warn!(%error, "a turn in history has a schema that is not known");
+        Problem::registry_unavailable()
+    })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is called by map_err")]

@@ -41,9 +41,11 @@ use opentelemetry::metrics::Meter;
 use schemas::{Codec, Spans, topic};
 use store::history::History;
 use store::log::{From, Kafka, LogError, Tail};
+use store::registry::Registry;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use feed::FeedError;
 use hub::Hub;
 use meters::Meters;
 pub use problem::Problem;
@@ -93,6 +95,8 @@ pub struct Config {
     pub reconnect_spread: Duration,
     /// Host names beside the loopback ones that requests may name, such as a container's.
     pub hosts_allowed: Vec<String>,
+    /// Where schemas are kept, if it is not here: what `/registry` answers then.
+    pub registry_elsewhere: Option<String>,
 }
 
 impl Default for Config {
@@ -118,6 +122,7 @@ impl Default for Config {
             retry: Duration::from_secs(1),
             reconnect_spread: Duration::from_secs(5),
             hosts_allowed: Vec::new(),
+            registry_elsewhere: None,
         }
     }
 }
@@ -136,6 +141,7 @@ pub(crate) struct Shared {
     kafka: Kafka,
     history: Reading,
     codec: Arc<Codec>,
+    registry: Registry,
     meters: Arc<Meters>,
     streams: Arc<Semaphore>,
     shutdown: CancellationToken,
@@ -173,7 +179,7 @@ pub enum StartError {
 /// Why the read side ended by itself: the process should end too.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the reader of the enriched turns ended: {0}")]
-pub struct Failure(LogError);
+pub struct Failure(FeedError);
 
 /// The read side of one process. Dropping it ends its reader and its streams.
 #[derive(Debug)]
@@ -194,7 +200,7 @@ impl Api {
         config: Config,
         kafka: &Kafka,
         history: History,
-        codec: Arc<Codec>,
+        registry: Registry,
         meter: &Meter,
         spans: Spans,
         shutdown: CancellationToken,
@@ -208,7 +214,8 @@ impl Api {
             kafka: kafka.clone(),
             history: Reading::new(history, config.history_read_within, meter),
             config,
-            codec,
+            codec: Arc::clone(registry.codec()),
+            registry,
             meters: Arc::new(Meters::new(meter)),
             shutdown: shutdown.clone(),
         });
@@ -216,7 +223,7 @@ impl Api {
         tokio::spawn({
             let feed = feed::Feed {
                 hub: shared.hub.clone(),
-                codec: shared.codec.clone(),
+                registry: shared.registry.clone(),
                 meters: shared.meters.clone(),
                 spans,
             };

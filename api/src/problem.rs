@@ -101,6 +101,17 @@ impl Problem {
         )
     }
 
+    /// The schema of a turn is not known, and the registry that would know does not answer.
+    pub(crate) fn registry_unavailable() -> Problem {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "registry_unavailable",
+            "The schema registry does not answer",
+            "the page has a turn of a newer release, whose schema could not be asked for",
+            "try again; if it stays, see to the registry of [registry] url",
+        )
+    }
+
     /// No stream can be opened any more, because nothing would come.
     pub(crate) fn going_down() -> Problem {
         Problem::new(

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use schemas::{Codec, Turn};
 use store::history::{HistoryError, Page, Row};
+use store::registry::Registry;
 
 use crate::hub::Live;
 use crate::reading::Reading;
@@ -68,7 +69,7 @@ pub(crate) enum Recovered {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sources<'a> {
     pub(crate) history: &'a Reading,
-    pub(crate) codec: &'a Codec,
+    pub(crate) registry: &'a Registry,
     pub(crate) embeddings: Embeddings,
     pub(crate) limits: Limits,
 }
@@ -135,6 +136,12 @@ impl Sources<'_> {
                 return Ok(Recovered::Complete(items));
             }
             let rows = self.history.turns(conversation, Page::After(last), PAGE_ROWS).await?;
+            // A turn of a newer release whose schema cannot be asked for now is one that cannot be shown.
+            let values = rows.iter().map(|row| row.value.as_slice());
+            if let Err(error) = self.registry.know_now::<Turn>(values).await {
+                tracing::warn!(%error, "a turn in history has a schema that is not known");
+                return Ok(Recovered::Lost);
+            }
             let (whole_page, before) = (rows.len() == PAGE_ROWS, items.len());
             for row in rows.iter().take_while(|row| until.is_none_or(|until| row.position < until)) {
                 // History is written in order: what it has passed over will not come.
@@ -179,7 +186,7 @@ impl Sources<'_> {
 
     /// The row as JSON; `None` if it is no turn, which the log has been told by then.
     fn json(&self, row: &Row) -> Option<String> {
-        json_of(self.codec, row, self.embeddings)
+        json_of(self.registry.codec(), row, self.embeddings)
     }
 }
 

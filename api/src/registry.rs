@@ -3,7 +3,9 @@
 //!
 //! Schemas are those committed in `schemas` and never change while the process runs. Subjects follow the topic name
 //! strategy. Whatever would write is refused as a registry in mode READONLY does (error code 42205). Error bodies are
-//! the registry's own (`error_code`, `message`), not problem details, because its clients read those.
+//! the registry's own (`error_code`, `message`), not problem details, because its clients read those. Where the schemas
+//! are kept by a registry outside, every path is answered 404 with its address: not forwarded, because what it asks of its
+//! clients is between it and them, and not redirected, because clients would take their passwords along.
 //! Source: docs.confluent.io, Schema Registry API reference.
 
 use axum::extract::{Path, Query};
@@ -35,6 +37,18 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Vec<(&'static str, M
         ("/registry/mode", refused(get(async || answer(&json!({ "mode": "READONLY" }))))),
         ("/registry/mode/{subject}", refused(get(mode_of))),
     ]
+}
+
+/// Whether a path is one of the registry's.
+pub(crate) fn is_at(path: &str) -> bool {
+    path.strip_prefix("/registry").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// What every path of it answers where another registry gives the ids: those in here stand for nothing there.
+pub(crate) fn elsewhere(url: &str) -> impl IntoResponse {
+    let message =
+        format!("the schemas of this deployment are kept by the registry at {url}: give clients that address");
+    Refusal(StatusCode::NOT_FOUND, 404, message)
 }
 
 /// The registry's own error: HTTP status, its code, its words.

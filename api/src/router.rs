@@ -46,6 +46,9 @@ async fn front(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     let response = match guard::check(request.headers(), request.uri(), &shared.config.hosts_allowed) {
         // Here and not in every handler, whose own answer would be bare text.
         Ok(()) if !legible(&path) => Problem::illegible_path(&path).into_response(),
+        Ok(()) if registry::is_at(&path) && shared.config.registry_elsewhere.is_some() => {
+            registry::elsewhere(shared.config.registry_elsewhere.as_deref().unwrap_or_default()).into_response()
+        }
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };

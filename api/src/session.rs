@@ -343,7 +343,7 @@ impl Session {
     fn sources(&self) -> Sources<'_> {
         Sources {
             history: &self.shared.history,
-            codec: &self.shared.codec,
+            registry: &self.shared.registry,
             embeddings: self.embeddings,
             limits: self.shared.config.recovery(),
         }

@@ -28,10 +28,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry::metrics::Meter;
-use schemas::{Codec, Spans, Stamp, Tier, Turn};
+use schemas::{Spans, Stamp, Tier, Turn};
 use store::Waiting;
 use store::context::Contexts;
 use store::log::Kafka;
+use store::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 pub use batch::TierPolicy;
@@ -72,8 +73,8 @@ pub struct Surroundings {
     pub kafka: Kafka,
     /// The contexts.
     pub contexts: Contexts,
-    /// Reads and writes values.
-    pub codec: Arc<Codec>,
+    /// The ids of schemas.
+    pub registry: Registry,
     /// Where metrics go.
     pub meter: Meter,
     /// Where the steps of sampled turns are told.
@@ -186,7 +187,7 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
         };
         let mut stages = load.map_or_else(|| Ok(Vec::new()), |load| load())?;
         let stages = stages.drain(plan.run.clone()).collect();
-        let chain = Chain::new(stages, plan.first, Arc::clone(&around.codec));
+        let chain = Chain::new(stages, plan.first, Arc::clone(around.registry.codec()));
         let group = group(&config.group, chain.name());
         let runner = runner::Runner {
             transactional_id: format!("{group}-{}", config.instance),
@@ -200,7 +201,8 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
             limits: config.limits,
             kafka: around.kafka,
             contexts: around.contexts,
-            codec: around.codec,
+            codec: Arc::clone(around.registry.codec()),
+            registry: around.registry,
             meters: meters::Meters::new(&around.meter),
             spans: around.spans,
             recent: Default::default(),

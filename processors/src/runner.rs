@@ -33,6 +33,7 @@ use store::Waiting;
 use store::context::{Attempt, ContextError, Contexts, Epoch};
 use store::log::transact::{Calls, CommitError, Delivery, Event, Settings, Transactor};
 use store::log::{Kafka, LogError, Message};
+use store::registry::Registry;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -139,6 +140,7 @@ pub(crate) struct Runner {
     pub(crate) kafka: Kafka,
     pub(crate) contexts: Contexts,
     pub(crate) codec: Arc<Codec>,
+    pub(crate) registry: Registry,
     pub(crate) meters: Meters,
     pub(crate) spans: Spans,
     pub(crate) recent: Recent,

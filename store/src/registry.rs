@@ -12,10 +12,13 @@
 mod client;
 pub mod subjects;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::future::ready;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::future::BoxFuture;
 use opentelemetry::metrics::Meter;
 use schemas::{Codec, Entry, Ids, Kind, Payload, SchemaError, latest, topic};
 use tokio_util::sync::CancellationToken;
@@ -78,7 +81,7 @@ impl Subject {
 pub struct Away {
     /// When the first question went unanswered.
     pub since: SystemTime,
-    /// The last one's error.
+    /// What became of the last one: [`RegistryError::Away`] in words.
     pub reason: String,
 }
 
@@ -94,6 +97,24 @@ struct Outside {
     client: Client,
     away_max: Duration,
     absent: Mutex<HashMap<(Kind, u32), Instant>>,
+    /// How many wait for an answer.
+    waiting: AtomicUsize,
+}
+
+/// Counts among those who wait for as long as it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(waiting: &'a AtomicUsize) -> Waiting<'a> {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Registry {
@@ -129,8 +150,9 @@ impl Registry {
             return Err(RegistryError::Unregistered { address: client.address(), subjects: missing.join(", ") });
         }
         let codec = Arc::new(Codec::with_ids(&ids)?);
-        let absent = Mutex::default();
-        Ok(Registry { codec, outside: Some(Arc::new(Outside { client, away_max: settings.away_max, absent })) })
+        let (absent, waiting) = (Mutex::default(), AtomicUsize::new(0));
+        let outside = Outside { client, away_max: settings.away_max, absent, waiting };
+        Ok(Registry { codec, outside: Some(Arc::new(outside)) })
     }
 
     /// Reads and writes values by the ids that are known.
@@ -143,35 +165,44 @@ impl Registry {
         self.outside.as_ref()?.client.away()
     }
 
+    /// Whether a record waits for a registry that is away, and since when that is. Without one nothing is amiss: what runs
+    /// goes on.
+    pub fn missed(&self) -> Option<Away> {
+        let waiting = self.outside.as_ref()?.waiting.load(Ordering::Relaxed);
+        self.away().filter(|_| waiting > 0)
+    }
+
     /// Sees to it that the codec knows all schemas that these values name, as far as the registry does. Waits while it is
     /// away, for [`Settings::away_max`] at most, or until `stop`: then some may stay unknown, and the values must not be
     /// read.
     ///
     /// # Errors
     /// The registry stayed away, or refuses us: a fault of ours, not of the values.
-    pub async fn know<'v, T: Payload>(
-        &self,
+    pub fn know<'a, 'v, T: Payload>(
+        &'a self,
         values: impl IntoIterator<Item = &'v [u8]>,
-        stop: &CancellationToken,
-    ) -> Result<(), RegistryError> {
-        let Some(outside) = &self.outside else { return Ok(()) };
-        for value in values {
-            let Some(id) = self.codec.unknown::<T>(value) else { continue };
-            let (begun, mut pause) = (Instant::now(), PAUSES.0);
-            while let Err(error) = outside.learn(&self.codec, T::KIND, id).await {
-                if begun.elapsed() + pause > outside.away_max || stop.is_cancelled() {
-                    return Err(error);
+        stop: &'a CancellationToken,
+    ) -> BoxFuture<'a, Result<(), RegistryError>> {
+        let Some((outside, unknown)) = self.unknown::<T>(values) else { return Box::pin(ready(Ok(()))) };
+        Box::pin(async move {
+            for id in unknown {
+                let (begun, mut pause) = (Instant::now(), PAUSES.0);
+                let _waiting = Waiting::begin(&outside.waiting);
+                while let Err(error) = outside.learn(&self.codec, T::KIND, id).await {
+                    if begun.elapsed() + pause > outside.away_max || stop.is_cancelled() {
+                        return Err(error);
+                    }
+                    let pause_ms = pause.as_millis() as u64;
+                    tracing::warn!(schema_id = id, %error, pause_ms, "a schema id is not known; asking the registry again");
+                    tokio::select! {
+                        () = tokio::time::sleep(jittered(pause)) => {}
+                        () = stop.cancelled() => return Err(error),
+                    }
+                    pause = (pause * 2).min(PAUSES.1);
                 }
-                let pause_ms = pause.as_millis() as u64;
-                tracing::warn!(schema_id = id, %error, pause_ms, "a schema id is not known; asking the registry again");
-                tokio::select! {
-                    () = tokio::time::sleep(jittered(pause)) => {}
-                    () = stop.cancelled() => return Err(error),
-                }
-                pause = (pause * 2).min(PAUSES.1);
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// As [`Registry::know`], for who cannot wait: asks once, and not at all for a moment after the registry did not
@@ -179,17 +210,25 @@ impl Registry {
     ///
     /// # Errors
     /// The registry is away, or refuses us.
-    pub async fn know_now<'v, T: Payload>(
-        &self,
+    pub fn know_now<'a, 'v, T: Payload>(
+        &'a self,
         values: impl IntoIterator<Item = &'v [u8]>,
-    ) -> Result<(), RegistryError> {
-        let Some(outside) = &self.outside else { return Ok(()) };
-        for value in values {
-            let Some(id) = self.codec.unknown::<T>(value) else { continue };
-            outside.client.is_worth_asking()?;
-            outside.learn(&self.codec, T::KIND, id).await?;
-        }
-        Ok(())
+    ) -> BoxFuture<'a, Result<(), RegistryError>> {
+        let Some((outside, unknown)) = self.unknown::<T>(values) else { return Box::pin(ready(Ok(()))) };
+        Box::pin(async move {
+            for id in unknown {
+                outside.client.is_worth_asking()?;
+                outside.learn(&self.codec, T::KIND, id).await?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The ids in these values of which nothing is known, and who may know; `None` if there are none.
+    fn unknown<'v, T: Payload>(&self, values: impl IntoIterator<Item = &'v [u8]>) -> Option<(&Outside, BTreeSet<u32>)> {
+        let outside = self.outside.as_deref()?;
+        let unknown: BTreeSet<u32> = values.into_iter().filter_map(|value| self.codec.unknown::<T>(value)).collect();
+        (!unknown.is_empty()).then_some((outside, unknown))
     }
 }
 

@@ -208,7 +208,8 @@ async fn history_is_compared_with_the_log_and_mended() {
     }
     shutdown.cancel();
     role.await.unwrap().unwrap();
-    let compare = async |history: &History, mend| verify(&house.kafka, history, mend, |_| {}).await.unwrap();
+    let compare =
+        async |history: &History, mend| verify(&house.kafka, history, &house.codec, mend, |_| {}).await.unwrap();
     let whole = Comparison { compared: 60, unreadable: 1, ..Comparison::default() };
     assert_eq!(compare(&house.history, false).await, whole);
 
@@ -239,7 +240,7 @@ async fn turns_that_a_history_lost_are_found_and_written_again() {
     role.await.unwrap().unwrap();
     let file = rusqlite::Connection::open(&path).unwrap();
     assert_eq!(file.execute("DELETE FROM turns WHERE position IN (1, 17, 40)", ()).unwrap(), 3);
-    let found = verify(&house.kafka, &history, true, |_| {}).await.unwrap();
+    let found = verify(&house.kafka, &history, &house.codec, true, |_| {}).await.unwrap();
     assert_eq!(found, Comparison { compared: 40, missing: 3, mended: 3, ..Comparison::default() });
     let rows = history.turns("room", Page::After(0), 100).await.unwrap();
     assert_eq!(rows.iter().map(|row| row.position).collect::<Vec<_>>(), (1..=40).collect::<Vec<_>>());

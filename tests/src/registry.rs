@@ -14,6 +14,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::PATIENCE;
+
 /// The address of the Apicurio Registry that tests run on; not set, they run on one in this process.
 const ADDRESS: &str = "UNDERTONE_TEST_APICURIO";
 /// The first id of the one in this process: none that the embedded registry has.
@@ -25,6 +27,7 @@ pub struct Registry {
     gate: SocketAddr,
     path: &'static str,
     open: watch::Sender<bool>,
+    refused: watch::Sender<u64>,
     _tasks: JoinSet<()>,
 }
 
@@ -32,20 +35,22 @@ impl Registry {
     /// One for a test; an Apicurio Registry is shared with all others.
     pub async fn start() -> Registry {
         match std::env::var(ADDRESS).ok().filter(|address| !address.is_empty()) {
-            Some(address) => {
-                let (mut tasks, open) = (JoinSet::new(), watch::Sender::new(true));
-                let gate = listen(&mut tasks, &open, Backend::At(address)).await;
-                Registry { gate, path: "/apis/ccompat/v7", open, _tasks: tasks }
-            }
+            Some(address) => Registry::behind_a_gate(Backend::At(address), "/apis/ccompat/v7").await,
             None => Registry::in_process().await,
         }
     }
 
     /// An empty one in this process, whatever the environment says.
     pub async fn in_process() -> Registry {
-        let (mut tasks, open) = (JoinSet::new(), watch::Sender::new(true));
-        let gate = listen(&mut tasks, &open, Backend::Here(Arc::default())).await;
-        Registry { gate, path: "", open, _tasks: tasks }
+        Registry::behind_a_gate(Backend::Here(Arc::default()), "").await
+    }
+
+    async fn behind_a_gate(backend: Backend, path: &'static str) -> Registry {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let gate = listener.local_addr().expect("it has an address");
+        let (mut tasks, open, refused) = (JoinSet::new(), watch::Sender::new(true), watch::Sender::new(0));
+        tasks.spawn(stand(listener, open.subscribe(), refused.clone(), backend));
+        Registry { gate, path, open, refused, _tasks: tasks }
     }
 
     /// Its address, for the settings.
@@ -67,6 +72,14 @@ impl Registry {
     pub fn open(&self) {
         self.open.send_replace(true);
     }
+
+    /// Waits until somebody was turned away who came after this call.
+    pub async fn turned_away(&self) {
+        let mut refused = self.refused.subscribe();
+        let before = *refused.borrow();
+        let turned = tokio::time::timeout(PATIENCE, refused.wait_for(|refused| *refused > before)).await;
+        turned.expect("somebody comes in time").expect("the gate stands");
+    }
 }
 
 /// A topic of turns that nobody has, so that its subject is fresh on a shared registry too.
@@ -80,24 +93,24 @@ enum Backend {
     Here(Arc<Mutex<Held>>),
 }
 
-async fn listen(tasks: &mut JoinSet<()>, open: &watch::Sender<bool>, backend: Backend) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("it has an address");
-    let open = open.subscribe();
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((client, _)) = listener.accept().await {
-            let (mut open, backend) = (open.clone(), backend.clone());
-            connections.spawn(async move {
-                tokio::select! {
-                    biased;
-                    _ = open.wait_for(|open| !open) => {}
-                    () = serve(client, backend) => {}
-                }
-            });
+/// Lets everybody in while it is open.
+async fn stand(listener: TcpListener, open: watch::Receiver<bool>, refused: watch::Sender<u64>, backend: Backend) {
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        if !*open.borrow() {
+            drop(client);
+            refused.send_modify(|refused| *refused += 1);
+            continue;
         }
-    });
-    address
+        let (mut open, backend) = (open.clone(), backend.clone());
+        connections.spawn(async move {
+            tokio::select! {
+                biased;
+                _ = open.wait_for(|open| !open) => {}
+                () = serve(client, backend) => {}
+            }
+        });
+    }
 }
 
 async fn serve(mut client: TcpStream, backend: Backend) {

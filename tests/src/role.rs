@@ -12,6 +12,7 @@ use processors::{Chain, Config, Limits, Options, Plan, RunError, Surroundings, T
 use schemas::{Codec, Stamp, Tier, Turn};
 use store::context::Contexts;
 use store::log::Kafka;
+use store::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -78,7 +79,7 @@ pub fn surroundings(kafka: &Kafka, contexts: &Contexts) -> Surroundings {
     Surroundings {
         kafka: kafka.clone(),
         contexts: contexts.clone(),
-        codec: Arc::new(Codec::embedded()),
+        registry: Registry::embedded(),
         meter: opentelemetry::metrics::noop::NoopMeterProvider::new().meter("test"),
         spans: Default::default(),
         waiting: Arc::default(),

@@ -10,6 +10,7 @@ mod models;
 mod rejects;
 mod replay;
 mod serve;
+mod topics;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use self::topics::Topics;
 use crate::config::{self, Config};
 use crate::up::Role;
 
@@ -64,11 +66,8 @@ enum Command {
     /// Show or check the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Show the topics that exist and those that are wanted, or create what is missing.
-    Topics {
-        #[command(subcommand)]
-        command: Option<TopicsCommand>,
-    },
+    /// Show the topics and schemas that exist and those that are wanted, or create and register what is missing.
+    Topics(Topics),
     /// Find out what is missing on this machine, and how to mend it.
     Doctor,
     /// Draw the live stream in the terminal; as lines where the output is no terminal.
@@ -190,16 +189,6 @@ enum ConfigCommand {
 }
 
 #[derive(Debug, Subcommand)]
-enum TopicsCommand {
-    /// Create what is missing; what exists stays as it is.
-    Apply {
-        /// Only say what would be created.
-        #[arg(long)]
-        dry_run: bool,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 enum ContextsCommand {
     /// Print the context of a conversation.
     Show {
@@ -252,9 +241,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Config(ConfigCommand::Print { default: true }) => say(config::DEFAULT),
         Command::Config(ConfigCommand::Print { default: false }) => commands::config_print(settings),
         Command::Config(ConfigCommand::Check) => commands::config_check(settings),
-        Command::Topics { command } => {
-            commands::topics(&settings.load()?, command.map(|TopicsCommand::Apply { dry_run }| dry_run))
-        }
+        Command::Topics(args) => topics::topics(&settings.load()?, &args),
         Command::Doctor => doctor::doctor(settings),
         Command::Watch { conversation, url } => serve::watch(settings, conversation, url),
         Command::Top(top) => serve::top(settings, &top),

@@ -5,6 +5,7 @@
 //! that it was given and the files that hold secrets.
 
 mod load;
+mod registry;
 mod scylla;
 mod secret;
 
@@ -16,6 +17,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use load::{DEFAULT, Error, load, table};
+pub use registry::{Registry, RegistryKind};
 pub use scylla::Scylla;
 pub use secret::masked;
 
@@ -50,6 +52,8 @@ pub struct Config {
     pub history: History,
     /// The CQL server, for what is kept there.
     pub scylla: Scylla,
+    /// Whose ids schemas have.
+    pub registry: Registry,
     /// Where models are.
     pub models: Models,
     /// How a stop goes.
@@ -437,6 +441,7 @@ impl Config {
         if [self.history.kind, self.context.kind].contains(&StoreKind::Scylla) {
             self.scylla.check()?;
         }
+        self.registry.check()?;
         self.check_names()?;
         self.check_bots()
     }

@@ -7,6 +7,7 @@
 
 mod databases;
 mod http;
+mod registry;
 mod roles;
 mod watchdog;
 mod wiring;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::health::Health;
 pub(crate) use databases::{Databases, durability};
+pub(crate) use registry::{open as open_registry, subjects};
 pub use roles::{Failed, Role};
 
 /// How long the start waits for roles that are still getting ready, such as for a group to give them their partitions;

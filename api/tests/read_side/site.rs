@@ -12,6 +12,7 @@ use schemas::{Codec, Turn, topic};
 use serde_json::{Value, json};
 use store::history::{History, Row};
 use store::log::{Admin, Kafka, Producer, ProducerLimits, Record, TopicSpec};
+use store::registry::Registry;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
@@ -51,13 +52,13 @@ impl Site {
         let codec = Arc::new(Codec::embedded());
         let producer = Producer::connect(&kafka, &ProducerLimits::default()).unwrap();
         let shutdown = CancellationToken::new();
-        let (api, http) = serve(config, &kafka, &history, &codec, &shutdown).await;
+        let (api, http) = serve(config, &kafka, &history, &shutdown).await;
         Site { kafka, history, codec, http, api, shutdown, producer, _broker: broker, _dir: dir }
     }
 
     /// Another process's read side on the same log and history, started now.
     pub(crate) async fn restart(&mut self, config: Config) {
-        let (api, http) = serve(config, &self.kafka, &self.history, &self.codec, &self.shutdown).await;
+        let (api, http) = serve(config, &self.kafka, &self.history, &self.shutdown).await;
         self.api = api;
         self.http = http;
     }
@@ -110,17 +111,12 @@ impl Site {
     }
 }
 
-async fn serve(
-    config: Config,
-    kafka: &Kafka,
-    history: &History,
-    codec: &Arc<Codec>,
-    shutdown: &CancellationToken,
-) -> (Api, SocketAddr) {
+async fn serve(config: Config, kafka: &Kafka, history: &History, shutdown: &CancellationToken) -> (Api, SocketAddr) {
     let meter = opentelemetry::global::meter("test");
-    let api = Api::start(config, kafka, history.clone(), codec.clone(), &meter, Default::default(), shutdown.clone())
-        .await
-        .unwrap();
+    let api =
+        Api::start(config, kafka, history.clone(), Registry::embedded(), &meter, Default::default(), shutdown.clone())
+            .await
+            .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = listener.local_addr().unwrap();
     let router = api.router();

@@ -11,6 +11,7 @@ use processors::{AnyStage, Failure, Limits, Options, Plan, RunError, Surrounding
 use schemas::{Codec, Tier};
 use store::context::Contexts;
 use store::log::{Admin, Kafka, Producer, ProducerLimits, Record, TopicSpec};
+use store::registry::Registry;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -159,7 +160,7 @@ impl Site {
         let around = Surroundings {
             kafka: self.kafka.clone(),
             contexts: self.contexts()?,
-            codec: Arc::clone(&self.codec),
+            registry: Registry::embedded(),
             meter: super::meter(),
             spans: Default::default(),
             waiting: Arc::clone(&waiting),

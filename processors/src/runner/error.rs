@@ -5,6 +5,7 @@ use store::DatabaseError;
 use store::context::ContextError;
 use store::log::LogError;
 use store::log::transact::CommitError;
+use store::registry::RegistryError;
 
 use crate::plan::PlanError;
 use crate::stage::Failure;
@@ -25,6 +26,9 @@ pub enum RunError {
     /// The log and the contexts do not belong together.
     #[error(transparent)]
     Standing(#[from] StandingError),
+    /// What a schema id stands for could not be found out in time.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// A record does not fit its schema.
     #[error(transparent)]
     Encode(#[from] EncodeError),

@@ -93,6 +93,15 @@ impl Runner {
             ahead.forwarded.extend(messages);
             return Ok(());
         }
+        // An id that is not known waits for the registry: that it is away is no fault of the message.
+        let values = messages.iter().filter_map(|message| message.value.as_deref());
+        match self.wait(self.registry.know::<Turn>(values, &self.shutdown)) {
+            Err(_) if self.shutdown.is_cancelled() => {
+                ahead.clear();
+                return Ok(());
+            }
+            known => known?,
+        }
         let oldest = messages.iter().map(|message| message.timestamp).min().unwrap_or(started);
         self.choose_tier(&mut ahead.tier, started - oldest);
         let (mut turns, mut places) = (Vec::with_capacity(messages.len()), Vec::with_capacity(messages.len()));

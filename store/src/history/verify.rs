@@ -62,10 +62,10 @@ pub enum VerifyError {
 pub async fn verify(
     kafka: &Kafka,
     history: &History,
+    codec: &Codec,
     mend: bool,
     mut told: impl FnMut(&Comparison),
 ) -> Result<Comparison, VerifyError> {
-    let codec = Codec::embedded();
     // Before the topic's ends: what the writer keeps meanwhile is not called missing.
     let reached = history.reached(topic::TURNS_ENRICHED).await?;
     let mut tail = Tail::open(kafka, topic::TURNS_ENRICHED, From::Beginning).await?;
@@ -84,7 +84,7 @@ pub async fn verify(
             found.to_come += 1;
             continue;
         }
-        let Ok(row) = row(&codec, message) else {
+        let Ok(row) = row(codec, message) else {
             found.unreadable += 1;
             continue;
         };

@@ -21,12 +21,15 @@ use uuid::Uuid;
 use super::{History, HistoryError, Row};
 use crate::Waiting;
 use crate::log::{AppendError, GroupReader, Joining, Kafka, LogError, Message, Producer, Record};
+use crate::registry::{Registry, RegistryError};
 
 /// Settings of the role.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The log.
     pub kafka: Kafka,
+    /// The ids of schemas.
+    pub registry: Registry,
     /// Consumer group; one for each history.
     pub group: String,
     /// The group gives a silent writer's partitions away after this time.
@@ -46,10 +49,11 @@ const LOG_AWAY: &str = "for the log, which is away (settings: [kafka])";
 const STORE_AWAY: &str = "for the history's store, which is away or full (settings: [history])";
 
 impl Config {
-    /// Settings that suit one history beside a log.
+    /// Settings that suit one history beside a log, with the ids that are compiled in.
     pub fn new(kafka: Kafka) -> Config {
         Config {
             kafka,
+            registry: Registry::embedded(),
             group: "undertone.history".to_owned(),
             session_timeout: Duration::from_secs(10),
             batch_turns_max: 500,
@@ -71,6 +75,9 @@ pub enum WriterError {
     /// A record that is no enriched turn could not be set aside; it was not passed over.
     #[error("set a record aside in {topic}: {0}", topic = topic::REJECTS)]
     Reject(#[from] AppendError),
+    /// What a schema id stands for could not be found out in time.
+    #[error("read enriched turns: {0}")]
+    Registry(#[from] RegistryError),
 }
 
 impl WriterError {
@@ -79,6 +86,7 @@ impl WriterError {
             WriterError::Log(error) => error.is_transient(),
             WriterError::History(error) => error.is_transient(),
             WriterError::Reject(error) => error.is_transient(),
+            WriterError::Registry(error) => error.is_away(),
         }
     }
 }
@@ -99,7 +107,14 @@ pub async fn run(
     let joining = Joining { session_timeout: config.session_timeout, kept };
     config.waiting.clear();
     let mut reader = GroupReader::join_with(&config.kafka, &config.group, topic::TURNS_ENRICHED, &joining)?;
-    let writer = Writer { codec: Codec::embedded(), meters: Meters::new(meter), spans, config, history, rejects };
+    let writer = Writer {
+        codec: Arc::clone(config.registry.codec()),
+        meters: Meters::new(meter),
+        spans,
+        config,
+        history,
+        rejects,
+    };
     let result = writer.run(&mut reader, &shutdown).await;
     reader.close().await;
     match result {
@@ -114,7 +129,7 @@ pub async fn run(
 
 struct Writer {
     config: Config,
-    codec: Codec,
+    codec: Arc<Codec>,
     history: History,
     rejects: Producer,
     meters: Meters,
@@ -164,6 +179,8 @@ impl Writer {
         let watched: Vec<TraceParent> =
             batch.iter().filter_map(|message| self.spans.watched(message.trace())).collect();
         let reached = Arc::new(reached.clone());
+        let values = batch.iter().filter_map(|message| message.value.as_deref());
+        self.config.registry.know::<Turn>(values, shutdown).await?;
         let (rows, rejects) = self.sort(batch);
         for reject in &rejects {
             self.set_aside(reject, shutdown).await?;

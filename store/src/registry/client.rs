@@ -113,6 +113,14 @@ pub struct Place {
     pub version: u32,
 }
 
+/// A question that went unanswered, the last one.
+#[derive(Debug)]
+struct Silence {
+    since: SystemTime,
+    asked: Instant,
+    error: RegistryError,
+}
+
 /// Asks a registry.
 #[derive(Debug)]
 pub struct Client {
@@ -120,7 +128,7 @@ pub struct Client {
     settings: Settings,
     /// The address that answered last.
     answering: AtomicUsize,
-    away: Mutex<Option<(Away, Instant)>>,
+    away: Mutex<Option<Silence>>,
     requests: Counter<u64>,
 }
 
@@ -159,20 +167,18 @@ impl Client {
 
     /// Whether the last question went unanswered, and since when that is so.
     pub fn away(&self) -> Option<Away> {
-        self.standing().as_ref().map(|(away, _)| away.clone())
+        self.silence().as_ref().map(|silence| Away { since: silence.since, reason: silence.error.to_string() })
     }
 
     /// Refuses for a moment after a question went unanswered.
     pub(super) fn is_worth_asking(&self) -> Result<(), RegistryError> {
-        match &*self.standing() {
-            Some((away, asked)) if asked.elapsed() < ASK_AGAIN_AFTER => {
-                Err(RegistryError::Away { addresses: self.settings.urls.join(", "), reason: away.reason.clone() })
-            }
+        match &*self.silence() {
+            Some(silence) if silence.asked.elapsed() < ASK_AGAIN_AFTER => Err(silence.error.clone()),
             _ => Ok(()),
         }
     }
 
-    fn standing(&self) -> std::sync::MutexGuard<'_, Option<(Away, Instant)>> {
+    fn silence(&self) -> std::sync::MutexGuard<'_, Option<Silence>> {
         self.away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -188,12 +194,13 @@ impl Client {
         Ok(Some(Place { id: self.number(&found, "id")?, version: self.number(&found, "version")? }))
     }
 
-    /// The versions of a subject, the oldest first; none if there is no such subject.
+    /// The versions of a subject, the oldest first, those that were deleted too: their records are still there. None if
+    /// there is no such subject.
     ///
     /// # Errors
     /// [`RegistryError`].
     pub async fn versions(&self, subject: &str) -> Result<Vec<u32>, RegistryError> {
-        let found = self.ask(Method::GET, &format!("/subjects/{subject}/versions"), None).await?;
+        let found = self.ask(Method::GET, &format!("/subjects/{subject}/versions?deleted=true"), None).await?;
         let Some(found) = found else { return Ok(Vec::new()) };
         serde_json::from_value(found).map_err(|error| self.foreign(error.to_string()))
     }
@@ -203,7 +210,8 @@ impl Client {
     /// # Errors
     /// [`RegistryError`].
     pub async fn version(&self, subject: &str, version: u32) -> Result<Option<(u32, String)>, RegistryError> {
-        let found = self.ask(Method::GET, &format!("/subjects/{subject}/versions/{version}"), None).await?;
+        let found =
+            self.ask(Method::GET, &format!("/subjects/{subject}/versions/{version}?deleted=true"), None).await?;
         let Some(found) = found else { return Ok(None) };
         Ok(Some((self.number(&found, "id")?, self.text(&found, "schema")?)))
     }
@@ -213,7 +221,6 @@ impl Client {
     /// # Errors
     /// [`RegistryError`].
     pub async fn by_id(&self, kind: Kind, id: u32) -> Result<Option<String>, RegistryError> {
-        // Those that were deleted meanwhile too: their records are still there.
         let places = self.ask(Method::GET, &format!("/schemas/ids/{id}/versions?deleted=true"), None).await?;
         let places = places.unwrap_or_default();
         let subjects = places.as_array().into_iter().flatten().filter_map(|place| place["subject"].as_str());
@@ -297,7 +304,7 @@ impl Client {
                     Err(RegistryError::Away { reason: said, .. }) => reason = said,
                     answer => {
                         self.answering.store(place, Ordering::Relaxed);
-                        *self.standing() = None;
+                        *self.silence() = None;
                         let outcome = if answer.is_ok() { "answered" } else { "refused" };
                         self.requests.add(1, &[KeyValue::new("outcome", outcome)]);
                         return answer;
@@ -306,10 +313,11 @@ impl Client {
             }
         }
         self.requests.add(1, &[KeyValue::new("outcome", "away")]);
-        let mut standing = self.standing();
-        let since = standing.as_ref().map_or_else(SystemTime::now, |(away, _)| away.since);
-        *standing = Some((Away { since, reason: reason.clone() }, Instant::now()));
-        Err(RegistryError::Away { addresses: self.settings.urls.join(", "), reason })
+        let error = RegistryError::Away { addresses: self.settings.urls.join(", "), reason };
+        let mut silence = self.silence();
+        let since = silence.as_ref().map_or_else(SystemTime::now, |silence| silence.since);
+        *silence = Some(Silence { since, asked: Instant::now(), error: error.clone() });
+        Err(error)
     }
 
     async fn ask_at(

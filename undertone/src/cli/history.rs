@@ -11,7 +11,7 @@ use super::replay::reach;
 use super::{Settings, runtime, say};
 use crate::health::Health;
 use crate::telemetry;
-use crate::up::Databases;
+use crate::up::{self, Databases};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum HistoryCommand {
@@ -37,7 +37,8 @@ pub(super) fn history(settings: &Settings, command: &HistoryCommand) -> anyhow::
             let told = |found: &Comparison| {
                 let _ = writeln!(std::io::stderr(), "{} turns compared", found.compared);
             };
-            verify(&kafka, &history, *mend, told).await.context("compare the history with the log")
+            let registry = up::open_registry(&config, &Health::default(), &telemetry::Metrics::new().meter()).await?;
+            verify(&kafka, &history, registry.codec(), *mend, told).await.context("compare the history with the log")
         };
         let found = found.await;
         if let Some(broker) = broker {

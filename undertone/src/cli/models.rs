@@ -18,6 +18,7 @@ use super::{runtime, say};
 use crate::config::{Config, StoreKind};
 use crate::health::Health;
 use crate::locate;
+use crate::telemetry::Metrics;
 use crate::up::{self, Databases, Role};
 
 /// Bars of the emotions that are drawn, and how wide the longest is.
@@ -147,7 +148,10 @@ pub(super) fn contexts_rebuild(mut config: Config, forget: bool) -> anyhow::Resu
         let contexts = Databases::new(Health::default()).contexts(&config).await?;
         let done = match forget {
             true => forgotten(&chain, &group, &plan, &kafka, &contexts).await,
-            false => rebuilt(&chain, &group, &plan, &kafka, &contexts).await,
+            false => match up::open_registry(&config, &Health::default(), &Metrics::new().meter()).await {
+                Ok(registry) => rebuilt(&chain, &group, &plan, &kafka, &contexts, registry.codec()).await,
+                Err(error) => Err(error),
+            },
         };
         if let Some(broker) = broker {
             broker.stop().await;
@@ -162,8 +166,9 @@ async fn rebuilt(
     plan: &Plan,
     kafka: &Kafka,
     contexts: &Contexts,
+    codec: &Codec,
 ) -> anyhow::Result<String> {
-    let rebuilt = processors::rebuild::rebuild(chain, group, plan, kafka, contexts, &Codec::embedded()).await;
+    let rebuilt = processors::rebuild::rebuild(chain, group, plan, kafka, contexts, codec).await;
     let Rebuilt { turns, conversations, partitions } = rebuilt.context("rebuild the contexts")?;
     Ok(format!("{turns} turns of {conversations} conversations folded again, {partitions} partitions\n"))
 }

@@ -17,8 +17,10 @@ use store::log::Kafka;
 
 use super::{runtime, say};
 use crate::config::Config;
+use crate::health::Health;
 use crate::rejects::redrive::{Bounds, Outcome, Report, Run, Taken};
 use crate::rejects::{Found, Reader, Selection, Which, moment};
+use crate::telemetry::Metrics;
 use crate::{topics, up};
 
 /// Rejects in one transaction of a redrive.
@@ -128,7 +130,6 @@ impl Filter {
 
 pub(super) fn rejects(config: &Config, command: RejectsCommand) -> anyhow::Result<ExitCode> {
     let kafka = up::kafka_of(config);
-    let codec = Codec::embedded();
     let now = now();
     // What is wrong in itself is said before anybody is asked.
     let selection = match &command {
@@ -137,17 +138,19 @@ pub(super) fn rejects(config: &Config, command: RejectsCommand) -> anyhow::Resul
         RejectsCommand::Redrive { which, filter, .. } => filter.selection(which.clone(), now)?,
     };
     let work = async {
+        let registry = up::open_registry(config, &Health::default(), &Metrics::new().meter()).await?;
+        let codec = registry.codec();
         match command {
             RejectsCommand::List { redriven, limit, json, .. } => {
-                list(&kafka, &codec, &selection, redriven, limit.get(), json).await
+                list(&kafka, codec, &selection, redriven, limit.get(), json).await
             }
-            RejectsCommand::Show { which, raw, json } => show::show(&kafka, &codec, which, raw, json).await,
+            RejectsCommand::Show { which, raw, json } => show::show(&kafka, codec, which, raw, json).await,
             RejectsCommand::Redrive { limit, attempts_max, dry_run, json, .. } => {
                 let bounds = bounds(config, limit.map(NonZeroUsize::get), attempts_max);
                 if !dry_run {
                     create_topics(config, &kafka).await?;
                 }
-                let run = Run { kafka: &kafka, codec: &codec, selection: &selection, bounds: &bounds, dry_run, now };
+                let run = Run { kafka: &kafka, codec, selection: &selection, bounds: &bounds, dry_run, now };
                 redrive(run, json).await
             }
         }

@@ -14,8 +14,8 @@ use anyhow::Context as _;
 use clap::Args;
 use processors::replay::{self, Range};
 use processors::{Limits, Replay, Surroundings, TierPolicy};
+use schemas::Tier;
 use schemas::topic::{TURN_BYTES_MAX, TURNS_RECEIVED};
-use schemas::{Codec, Tier};
 use serde_json::json;
 use store::context::Contexts;
 use store::log::{Admin, Kafka, TopicSpec};
@@ -25,6 +25,7 @@ use self::plan::{Plan, Request, group};
 use super::serve::on_signal;
 use super::{TierChoice, runtime, say};
 use crate::config::Config;
+use crate::health::Health;
 use crate::up::{self, Role, Running};
 use crate::{locate, telemetry};
 
@@ -294,7 +295,7 @@ async fn run(
     let around = Surroundings {
         kafka: kafka.clone(),
         contexts: contexts.context("open the contexts of the replay")?,
-        codec: Arc::new(Codec::embedded()),
+        registry: up::open_registry(config, &Health::default(), &metrics.meter()).await?,
         meter: metrics.meter(),
         spans: Default::default(),
         waiting: Arc::default(),

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use axum::Router;
 use broker::Broker;
 use ingest::Ingest;
-use schemas::Codec;
+use store::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -158,11 +158,11 @@ pub(super) async fn start(
     // A start that is given up ends the readers that it has begun: those on threads of their own would stay members of
     // their groups for as long as this process lives.
     let begun = readers.clone().drop_guard();
-    let given = Given {
+    let mut given = Given {
         config,
         roles,
         kafka,
-        codec: Arc::new(Codec::embedded()),
+        registry: Registry::embedded(),
         meter,
         spans,
         databases: Arc::new(Databases::new(health.clone())),
@@ -176,6 +176,7 @@ pub(super) async fn start(
     if given.plays(Role::Ingest) || given.plays(Role::Api) {
         given.health.set_serves();
     }
+    given.open_registry().await?;
     given.prepare_log().await?;
     let history = given.open_history().await?;
     if let Some(history) = &history {

@@ -11,10 +11,12 @@ use broker::Broker;
 use ingest::Ingest;
 use opentelemetry::metrics::Meter;
 use processors::TierPolicy;
-use schemas::{Codec, Spans, Tier};
+use schemas::{Spans, Tier};
 use secrecy::ExposeSecret as _;
+use store::Wait;
 use store::history::{History, writer};
 use store::log::{Admin, Kafka, Producer, ProducerLimits};
+use store::registry::Registry;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +33,7 @@ pub(super) struct Given {
     pub(super) config: Config,
     pub(super) roles: Vec<Role>,
     pub(super) kafka: Kafka,
-    pub(super) codec: Arc<Codec>,
+    pub(super) registry: Registry,
     pub(super) meter: Meter,
     pub(super) spans: Spans,
     pub(super) health: Health,
@@ -72,6 +74,21 @@ impl Given {
         });
     }
 
+    /// Reads the ids of the schemas, before anything is written or read.
+    pub(super) async fn open_registry(&mut self) -> anyhow::Result<()> {
+        if self.roles == [Role::Broker] {
+            return Ok(());
+        }
+        self.registry = super::registry::open(&self.config, &self.health, &self.meter).await?;
+        let registry = self.registry.clone();
+        self.health.ask(super::registry::PART, move || {
+            let what = "a record has a schema id that is not known yet, and the schema registry is away: see to it, or to \
+                        [registry] url";
+            registry.missed().map(|away| Wait { what, since: away.since, is_away: true })
+        });
+        Ok(())
+    }
+
     /// Waits for the brokers, and sees to it that the topics are there.
     pub(super) async fn prepare_log(&self) -> anyhow::Result<()> {
         let admin = Admin::connect(&self.kafka).context("connect to the log (settings: [kafka])")?;
@@ -109,6 +126,7 @@ impl Given {
             return Ok(());
         }
         let mut settings = writer::Config::new(self.kafka.clone());
+        settings.registry = self.registry.clone();
         settings.group = self.config.history.group.clone();
         settings.session_timeout = Duration::from_secs(self.config.kafka.session_seconds_max);
         let waiting = Arc::clone(&settings.waiting);
@@ -161,7 +179,7 @@ impl Given {
         let around = processors::Surroundings {
             kafka: self.kafka.clone(),
             contexts,
-            codec: Arc::clone(&self.codec),
+            registry: self.registry.clone(),
             meter: self.meter.clone(),
             spans: self.spans.clone(),
             waiting: Arc::clone(&waiting),
@@ -187,9 +205,9 @@ impl Given {
         if !self.plays(Role::Api) {
             return Ok(None);
         }
-        let (codec, stop) = (Arc::clone(&self.codec), self.listeners.clone());
+        let (registry, stop) = (self.registry.clone(), self.listeners.clone());
         let (settings, spans) = (self.api_settings(), self.spans.clone());
-        let api = Api::start(settings, &self.kafka, history, codec, &self.meter, spans, stop.clone());
+        let api = Api::start(settings, &self.kafka, history, registry, &self.meter, spans, stop.clone());
         let api = api.await.context("start the read side")?;
         self.health.set(Role::Api.name(), State::Ready);
         let (router, failed) = (api.router(), self.failed.clone());
@@ -212,6 +230,7 @@ impl Given {
             hub_turns_max: config.hub_turns_max,
             hub_bytes_max: config.hub_bytes_max,
             hosts_allowed: self.config.http.hosts_allowed.clone(),
+            registry_elsewhere: self.config.registry.settings().map(|settings| settings.urls.join(", ")),
             reconnect_spread: Duration::from_millis(self.config.shutdown.reconnect_spread_ms),
             ..api::Config::default()
         }
@@ -241,7 +260,8 @@ impl Given {
             ..ingest::Config::default()
         };
         let producer = Producer::connect(&self.kafka, &settings.producer_limits()).context("connect the intake")?;
-        let ingest = Ingest::new(settings, producer, Arc::clone(&self.codec), &self.meter, self.spans.clone());
+        let ingest =
+            Ingest::new(settings, producer, Arc::clone(self.registry.codec()), &self.meter, self.spans.clone());
         self.health.set(Role::Ingest.name(), State::Ready);
         let (watched, failed) = (ingest.clone(), self.failed.clone());
         tokio::spawn(async move {

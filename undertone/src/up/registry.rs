@@ -1,0 +1,41 @@
+//! The schema registry that the settings name: for the roles, and for the commands that work beside them.
+
+use std::time::Instant;
+
+use anyhow::Context as _;
+use opentelemetry::metrics::Meter;
+use store::registry::{PAUSES, Registry, Subject, jittered};
+
+use crate::config::Config;
+use crate::health::{Health, State};
+
+/// The part of the process's health that speaks of it.
+pub(super) const PART: &str = "registry";
+
+/// The subjects of the topics that the settings want.
+pub(crate) fn subjects(config: &Config) -> Vec<Subject> {
+    super::topics_wanted(config).iter().filter_map(|topic| Subject::of(&topic.name)).collect()
+}
+
+/// Reads the ids. A registry that is away is waited for, as the log and the databases are: the supervisor sees a process
+/// that is not ready, and gets it back with the reason when it has been patient for long enough.
+pub(crate) async fn open(config: &Config, health: &Health, meter: &Meter) -> anyhow::Result<Registry> {
+    let Some(settings) = config.registry.settings() else { return Ok(Registry::embedded()) };
+    let subjects = subjects(config);
+    let (begun, mut pause) = (Instant::now(), PAUSES.0);
+    loop {
+        match Registry::open(&settings, &subjects, meter).await {
+            Ok(registry) => {
+                health.set(PART, State::Ready);
+                return Ok(registry);
+            }
+            Err(error) if error.is_away() && begun.elapsed() + pause < settings.away_max => {
+                tracing::warn!(url = settings.urls.join(","), %error, "waiting for the schema registry");
+                health.set(PART, State::Unwell(error.to_string()));
+                tokio::time::sleep(jittered(pause)).await;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+            Err(error) => return Err(error).context("read the ids of the schemas (settings: [registry])"),
+        }
+    }
+}

@@ -10,7 +10,7 @@ LIBRARY := .cache/onnxruntime/libonnxruntime.so
 PROGRAM := $(CARGO_TARGET_DIR)/release/undertone
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo build test test-kafka test-cassandra check bench fuzz eval models
+.PHONY: help up demo build test test-kafka test-cassandra test-redis check bench fuzz eval models
 
 help: ## Print this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-kafka: build ## Run what is about the log on an Apache Kafka, installed int
 
 test-cassandra: $(LIBRARY) ## Run what is about history and contexts on an Apache Cassandra, installed into .servers/ (needs Java, Maven).
 	deploy/servers/cassandra with tests/cassandra
+
+test-redis: $(LIBRARY) ## Run what is about contexts behind a Redis (redis-server, or Debian's package into .servers/).
+	deploy/servers/redis with tests/redis
 
 check: $(LIBRARY) ## Format, lints and documentation, as CI checks them.
 	$(CARGO) fmt --check

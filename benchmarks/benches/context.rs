@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use schemas::Stamp;
-use store::context::{Batch, Contexts, Version, Write};
+use store::context::{Batch, Contexts, Start, Version, Write};
 
 const CONVERSATIONS: i64 = 100;
 const STAGES: [&str; 3] = ["sequence", "encode", "emotion"];
@@ -50,7 +50,8 @@ fn context(criterion: &mut Criterion) {
     let (below, conversations) = (number * CONVERSATIONS, conversations());
     group.bench_function("load", |b| {
         b.iter(|| {
-            let found = runtime.block_on(contexts.load(0, below, &STAGES, &conversations)).expect("the database loads");
+            let start = Start { partition: 0, epoch, offset: below, below, conversations: conversations.clone() };
+            let found = runtime.block_on(contexts.load("encode", start, &STAGES)).expect("the database loads");
             assert_eq!(found.len(), conversations.len() * STAGES.len());
             black_box(found)
         });

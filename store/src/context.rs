@@ -5,8 +5,9 @@
 //! longer possible; it never starts empty by accident. What survives a crash is [`crate::Durability`]; contexts must
 //! not promise less than the log does, or the watermark falls behind the committed offset and the processors stop.
 //!
-//! Left out: what is in a slice (the stages know), when a conversation ends, any cache.
+//! Left out: what is in a slice (the stages know), when a conversation ends.
 
+mod cache;
 mod scylla;
 mod sqlite;
 
@@ -16,9 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use opentelemetry::metrics::Meter;
 use schemas::Stamp;
 
 use crate::cql::Keyspace;
+use crate::redis::Redis;
 use crate::{DatabaseError, Durability};
 
 /// Most conversations that one call of [`Contexts::conversations`] returns.
@@ -50,9 +53,15 @@ pub struct Assigned {
     pub epoch: Epoch,
     /// The offset that the last saved batch meant to commit; `None` before the first.
     pub watermark: Option<i64>,
+    /// Names the save that left the watermark; no two saves of a store have the same.
+    pub saved: Option<Saved>,
     /// The turn that was alone in work when its process ended, if there is one.
     pub attempt: Option<Attempt>,
 }
+
+/// Name of a save: what a cache holds is known by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saved(pub i64);
 
 /// A turn that is tried alone, because the process died before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +90,11 @@ pub struct Write {
 pub struct Start {
     /// The partition that the batch was read from.
     pub partition: i32,
-    /// The offset at which it starts.
+    /// From [`Contexts::assign`].
+    pub epoch: Epoch,
+    /// The offset at which it starts: the one that was committed last.
+    pub offset: i64,
+    /// The stamp of its first turn; behind a cut of the chain it counts another topic than `offset`.
     pub below: i64,
     /// Its conversations.
     pub conversations: Vec<String>,
@@ -130,7 +143,10 @@ pub struct Watermark {
 
 /// Handle on contexts; clones share what is behind it.
 #[derive(Debug, Clone)]
-pub struct Contexts(Backend);
+pub struct Contexts {
+    backend: Backend,
+    cache: Option<Arc<cache::Cache>>,
+}
 
 #[derive(Debug, Clone)]
 enum Backend {
@@ -153,7 +169,7 @@ impl Contexts {
     /// # Errors
     /// As [`Contexts::open`].
     pub async fn open_with(path: &Path, durability: Durability) -> Result<Contexts, ContextError> {
-        Ok(Contexts(Backend::Sqlite(sqlite::Sqlite::open_with(path, durability).await?)))
+        Ok(Contexts { backend: Backend::Sqlite(sqlite::Sqlite::open_with(path, durability).await?), cache: None })
     }
 
     /// Contexts that end with the process.
@@ -161,7 +177,7 @@ impl Contexts {
     /// # Errors
     /// SQLite has no memory.
     pub async fn in_memory() -> Result<Contexts, ContextError> {
-        Ok(Contexts(Backend::Sqlite(sqlite::Sqlite::in_memory().await?)))
+        Ok(Contexts { backend: Backend::Sqlite(sqlite::Sqlite::in_memory().await?), cache: None })
     }
 
     /// Opens the tables of a keyspace, and makes them where they are missing.
@@ -169,7 +185,13 @@ impl Contexts {
     /// # Errors
     /// A newer release changed the tables, or the server could not serve.
     pub async fn on_scylla(keyspace: Keyspace) -> Result<Contexts, ContextError> {
-        Ok(Contexts(Backend::Scylla(scylla::Scylla::open(keyspace).await?)))
+        Ok(Contexts { backend: Backend::Scylla(scylla::Scylla::open(keyspace).await?), cache: None })
+    }
+
+    /// The same contexts behind a cache: they stay the authority, and what the cache holds is read only where it is known
+    /// to be what they hold. Keys of the cache begin with `redis`'s prefix.
+    pub fn cached(self, redis: Redis, meter: &Meter) -> Contexts {
+        Contexts { cache: Some(Arc::new(cache::Cache::new(redis, meter))), ..self }
     }
 
     /// Makes the caller the owner of a partition: issues an epoch larger than all before it, durably. To be called
@@ -178,26 +200,28 @@ impl Contexts {
     /// # Errors
     /// The database could not serve.
     pub async fn assign(&self, chain: &str, partition: i32) -> Result<Assigned, ContextError> {
-        match &self.0 {
+        let assigned = match &self.backend {
             Backend::Sqlite(contexts) => contexts.assign(chain, partition).await,
             Backend::Scylla(contexts) => contexts.assign(chain, partition).await,
+        }?;
+        if let Some(cache) = &self.cache {
+            cache.assigned(chain, partition, &assigned);
         }
+        Ok(assigned)
     }
 
-    /// The slices from which a batch that starts at offset `below` continues, by conversation and stage: the newest
+    /// The slices from which a batch whose first stamp is `below` continues, by conversation and stage: the newest
     /// version whose stamp is below it. A conversation that is new there is absent.
     ///
     /// # Errors
     /// A slice exists without such a version, or was folded on another partition; the database could not serve.
     pub async fn load(
         &self,
-        partition: i32,
-        below: i64,
+        chain: &str,
+        start: Start,
         stages: &[&str],
-        conversations: &[String],
     ) -> Result<HashMap<(String, String), Version>, ContextError> {
-        let conversations = conversations.to_vec();
-        self.load_all(vec![Start { partition, below, conversations }], stages).await
+        self.load_all(chain, vec![start], stages).await
     }
 
     /// As [`Contexts::load`], for several partitions at once. A conversation belongs to one of them.
@@ -206,18 +230,30 @@ impl Contexts {
     /// As [`Contexts::load`].
     pub async fn load_all(
         &self,
+        chain: &str,
         starts: Vec<Start>,
         stages: &[&str],
     ) -> Result<HashMap<(String, String), Version>, ContextError> {
+        let (mut found, starts) = match &self.cache {
+            Some(cache) => cache.load_all(chain, starts, stages).await,
+            None => (HashMap::new(), starts),
+        };
+        if starts.is_empty() {
+            return Ok(found);
+        }
         let mut again = Again::new();
         loop {
-            let loaded = match &self.0 {
+            let loaded = match &self.backend {
                 Backend::Sqlite(contexts) => contexts.load_all(starts.clone(), stages).await,
                 Backend::Scylla(contexts) => contexts.load_all(starts.clone(), stages).await,
             };
             match loaded {
                 Err(error) if again.pause(&error).await => {}
-                done => return done,
+                Err(error) => return Err(error),
+                Ok(loaded) => {
+                    found.extend(loaded);
+                    return Ok(found);
+                }
             }
         }
     }
@@ -237,11 +273,21 @@ impl Contexts {
     /// # Errors
     /// As [`Contexts::save`].
     pub async fn save_all(&self, batches: Vec<Batch>) -> Result<(), ContextError> {
-        let (batches, mut again) = (Arc::<[Batch]>::from(batches), Again::new());
+        let batches = Arc::<[Batch]>::from(batches);
+        let Some(cache) = &self.cache else { return self.keep(&batches).await.map(|_| ()) };
+        let folded_from = cache.before(&batches);
+        let saved = self.keep(&batches).await?;
+        cache.save_all(&batches, folded_from, &saved).await;
+        Ok(())
+    }
+
+    /// Saves in the store itself. Returns the name of each batch's save.
+    async fn keep(&self, batches: &Arc<[Batch]>) -> Result<Vec<Saved>, ContextError> {
+        let mut again = Again::new();
         loop {
-            let saved = match &self.0 {
-                Backend::Sqlite(contexts) => contexts.try_save(Arc::clone(&batches)).await,
-                Backend::Scylla(contexts) => contexts.try_save(&batches).await,
+            let saved = match &self.backend {
+                Backend::Sqlite(contexts) => contexts.try_save(Arc::clone(batches)).await,
+                Backend::Scylla(contexts) => contexts.try_save(batches).await,
             };
             match saved {
                 Err(error) if again.pause(&error).await => {}
@@ -255,7 +301,7 @@ impl Contexts {
     /// # Errors
     /// [`ContextError::Fenced`] if it is not; the database could not serve.
     pub async fn confirm(&self, chain: &str, partition: i32, epoch: Epoch) -> Result<(), ContextError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(contexts) => contexts.confirm(chain, partition, epoch).await,
             Backend::Scylla(contexts) => contexts.confirm(chain, partition, epoch).await,
         }
@@ -272,7 +318,7 @@ impl Contexts {
         epoch: Epoch,
         attempt: Option<Attempt>,
     ) -> Result<(), ContextError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(contexts) => contexts.note_attempt(chain, partition, epoch, attempt).await,
             Backend::Scylla(contexts) => contexts.note_attempt(chain, partition, epoch, attempt).await,
         }
@@ -283,7 +329,7 @@ impl Contexts {
     /// # Errors
     /// The database could not serve.
     pub async fn show(&self, conversation: &str) -> Result<Vec<Record>, ContextError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(contexts) => contexts.show(conversation).await,
             Backend::Scylla(contexts) => contexts.show(conversation).await,
         }
@@ -295,7 +341,7 @@ impl Contexts {
     /// # Errors
     /// The database could not serve.
     pub async fn conversations(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, ContextError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(contexts) => contexts.conversations(after, limit).await,
             Backend::Scylla(contexts) => contexts.conversations(after, limit).await,
         }
@@ -306,7 +352,7 @@ impl Contexts {
     /// # Errors
     /// The database could not serve.
     pub async fn watermarks(&self) -> Result<Vec<Watermark>, ContextError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(contexts) => contexts.watermarks().await,
             Backend::Scylla(contexts) => contexts.watermarks().await,
         }
@@ -324,7 +370,10 @@ impl Contexts {
         epoch: Epoch,
         stages: &[&str],
     ) -> Result<(), ContextError> {
-        match &self.0 {
+        if let Some(cache) = &self.cache {
+            cache.forget(chain, partition);
+        }
+        match &self.backend {
             Backend::Sqlite(contexts) => contexts.clear_partition(chain, partition, epoch, stages).await,
             Backend::Scylla(contexts) => contexts.clear_partition(chain, partition, epoch, stages).await,
         }
@@ -335,7 +384,10 @@ impl Contexts {
     /// # Errors
     /// The database could not serve.
     pub async fn clear(&self) -> Result<(), ContextError> {
-        match &self.0 {
+        if let Some(cache) = &self.cache {
+            cache.forget_all();
+        }
+        match &self.backend {
             Backend::Sqlite(contexts) => contexts.clear().await,
             Backend::Scylla(contexts) => contexts.clear().await,
         }

@@ -1,20 +1,25 @@
 //! What every store of contexts must do. Each check takes an empty store; another backend runs the same list.
 
+use std::path::Path;
+use std::time::Duration;
+
 use schemas::Stamp;
 use store::context::{Attempt, Batch, ContextError, Contexts, Epoch, Start, Version, Write};
+use store::redis::{Redis, Settings};
 use store::{DatabaseError, Durability};
 
 /// Runs every check on every backend.
 macro_rules! contract {
     ($($check:ident),* $(,)?) => {
-        // In memory, or on the CQL server that `UNDERTONE_TEST_CASSANDRA` names.
+        // In memory, or on the CQL server that `UNDERTONE_TEST_CASSANDRA` names; behind a Redis where `UNDERTONE_TEST_REDIS`
+        // names one.
         mod chosen {
             $(#[tokio::test] async fn $check() { super::$check(tests::contexts().await).await; })*
         }
         mod in_a_file {
             $(#[tokio::test] async fn $check() {
                 let dir = tempfile::tempdir().unwrap();
-                super::$check(super::Contexts::open(&dir.path().join("contexts.db")).await.unwrap()).await;
+                super::$check(super::open(&dir.path().join("contexts.db")).await).await;
             })*
         }
     };
@@ -37,6 +42,10 @@ contract!(
     conversations_are_listed_in_pages,
 );
 
+async fn open(path: &Path) -> Contexts {
+    tests::cached(Contexts::open(path).await.unwrap(), &path.display().to_string()).await
+}
+
 fn version(partition: i32, offset: i64) -> Version {
     Version { stamp: Stamp { partition, offset }, bytes: format!("{partition}/{offset}").into_bytes() }
 }
@@ -49,9 +58,17 @@ fn batch(epoch: Epoch, partition: i32, watermark: i64, writes: Vec<Write>) -> Ba
     Batch { chain: "all".to_owned(), partition, epoch, watermark, writes }
 }
 
+fn start(epoch: Epoch, partition: i32, below: i64, conversations: &[&str]) -> Start {
+    let conversations = conversations.iter().map(|&conversation| conversation.to_owned()).collect();
+    Start { partition, epoch, offset: below, below, conversations }
+}
+
 /// The offset of the version from which a batch at `below` would continue.
 async fn loaded(contexts: &Contexts, below: i64, conversation: &str) -> Result<Option<i64>, ContextError> {
-    let found = contexts.load(0, below, &["emotion"], &[conversation.to_owned()]).await?;
+    let marks = contexts.watermarks().await?;
+    let epoch =
+        marks.iter().find(|mark| mark.chain == "all" && mark.partition == 0).map_or(Epoch(0), |mark| mark.epoch);
+    let found = contexts.load("all", start(epoch, 0, below, &[conversation]), &["emotion"]).await?;
     Ok(found.get(&(conversation.to_owned(), "emotion".to_owned())).map(|version| version.stamp.offset))
 }
 
@@ -137,15 +154,16 @@ async fn batches_of_several_partitions_are_saved_and_loaded_together_or_not_at_a
             batch(second, 1, 20, vec![write("b", "emotion", version(1, 19), None)]),
         ]
     };
-    let start =
-        |partition, below, conversation: &str| Start { partition, below, conversations: vec![conversation.to_owned()] };
-    let starts = || vec![start(0, 10, "a"), start(1, 20, "b")];
+    let starts = |second| vec![start(first, 0, 10, &["a"]), start(second, 1, 20, &["b"])];
     let second = contexts.assign("all", 1).await.unwrap().epoch;
     let fenced = contexts.save_all(batches(lost)).await;
     assert!(matches!(fenced, Err(ContextError::Fenced { partition: 1, .. })), "{fenced:?}");
-    assert!(contexts.load_all(starts(), &["emotion"]).await.unwrap().is_empty(), "partition 0 has no part of it");
+    assert!(
+        contexts.load_all("all", starts(second), &["emotion"]).await.unwrap().is_empty(),
+        "partition 0 has no part of it"
+    );
     contexts.save_all(batches(second)).await.unwrap();
-    assert_eq!(contexts.load_all(starts(), &["emotion"]).await.unwrap().len(), 2);
+    assert_eq!(contexts.load_all("all", starts(second), &["emotion"]).await.unwrap().len(), 2);
     let marks: Vec<_> = contexts.watermarks().await.unwrap().into_iter().map(|w| w.watermark).collect();
     assert_eq!(marks, [Some(10), Some(20)]);
 }
@@ -181,7 +199,7 @@ async fn only_the_asked_stages_are_loaded(contexts: Contexts) {
     let epoch = contexts.assign("all", 0).await.unwrap().epoch;
     let writes = ["encode", "emotion", "memory"].map(|stage| write("c", stage, version(0, 1), None));
     contexts.save(batch(epoch, 0, 2, writes.to_vec())).await.unwrap();
-    let found = contexts.load(0, 2, &["emotion", "encode"], &["c".to_owned(), "d".to_owned()]).await.unwrap();
+    let found = contexts.load("all", start(epoch, 0, 2, &["c", "d"]), &["emotion", "encode"]).await.unwrap();
     let mut keys: Vec<_> = found.keys().map(|(conversation, stage)| (conversation.as_str(), stage.as_str())).collect();
     keys.sort_unstable();
     assert_eq!(keys, [("c", "emotion"), ("c", "encode")]);
@@ -225,6 +243,26 @@ async fn conversations_are_listed_in_pages(contexts: Contexts) {
     }
     seen.sort();
     assert_eq!(seen, ["a", "b", "c:1", "ü"]);
+}
+
+#[tokio::test]
+async fn redis_that_is_away_or_never_answers_is_done_without() {
+    // Nobody accepts the second one's connections, so that what it is asked stays where it is.
+    let [gone, silent] = ["127.0.0.1:0"; 2].map(|any| std::net::TcpListener::bind(any).unwrap());
+    let nodes = [&gone, &silent].map(|listener| listener.local_addr().unwrap().to_string());
+    drop(gone);
+    for node in nodes {
+        let settings = Settings {
+            nodes: vec![node],
+            call_timeout: Duration::from_millis(20),
+            connect_timeout: Duration::from_millis(100),
+            ..Settings::default()
+        };
+        let meter = opentelemetry::global::meter("test");
+        let redis = Redis::connect(settings, &meter).await.unwrap();
+        let contexts = Contexts::in_memory().await.unwrap().cached(redis, &meter);
+        slices_are_read_as_they_were_below_an_offset(contexts).await;
+    }
 }
 
 #[tokio::test]

@@ -36,13 +36,14 @@ pub async fn history() -> History {
     }
 }
 
-/// Empty contexts for one test.
+/// Empty contexts for one test, behind a Redis where there is one.
 pub async fn contexts() -> Contexts {
-    match cassandra() {
+    let contexts = match cassandra() {
         Some(settings) => {
             let keyspace = Keyspace::connect(&settings).await.expect("connect to the Cassandra");
             Contexts::on_scylla(keyspace).await.expect("make the tables")
         }
         None => Contexts::in_memory().await.expect("SQLite has memory"),
-    }
+    };
+    crate::cached(contexts, &Uuid::new_v4().to_string()).await
 }

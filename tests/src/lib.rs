@@ -1,7 +1,8 @@
 //! What the tests of the whole system share: a server of the log, embedded or real, Undertone's topics on it, history and
-//! contexts in memory or on a real CQL server, writers and readers of turns.
+//! contexts in memory or on real servers, writers and readers of turns.
 
 mod cassandra;
+mod redis;
 mod server;
 
 pub mod fuzz;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use cassandra::{cassandra, contexts, history};
+pub use redis::{cached, redis};
 use schemas::{Codec, Payload, Turn};
 pub use server::Server;
 use store::log::{Admin, From, Kafka, Message, Place, Producer, ProducerLimits, Record, Tail, TopicSpec};

@@ -155,7 +155,8 @@ async fn poison_is_rejected_with_its_bytes_and_passed_by() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_that_failed_goes_on_where_it_stood() {
     let log = Log::start(2, &[]).await;
-    let contexts = Contexts::open(&log.folder().join("contexts.sqlite")).await.unwrap();
+    let path = log.folder().join("contexts.sqlite");
+    let contexts = tests::cached(Contexts::open(&path).await.unwrap(), &path.display().to_string()).await;
     let fail = Arc::new(AtomicBool::new(false));
     let role = Role::start(&log, &contexts, &[], &fail);
     for n in 0..20 {

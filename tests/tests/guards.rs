@@ -299,9 +299,14 @@ async fn a_commit_that_stays_in_doubt_is_settled_by_another_client_of_the_log() 
     role.stop().await.unwrap();
 }
 
+/// Contexts in a file, behind one cache for all files of a log, as where one comes from a backup.
+async fn open(log: &Log, path: &Path) -> Contexts {
+    tests::cached(Contexts::open(path).await.unwrap(), &log.folder().display().to_string()).await
+}
+
 /// Lets a role fold what was said, up to so many turns.
 async fn work(log: &Log, path: &Path, turns: usize) {
-    let contexts = Contexts::open(path).await.unwrap();
+    let contexts = open(log, path).await;
     let role = Role::start(log, &contexts, &Setup::named("0"));
     enriched(log, turns).await;
     role.stop().await.unwrap();
@@ -323,7 +328,7 @@ async fn a_store_from_an_older_backup_or_without_its_last_write_stops_the_role_a
         }
         work(&log, &path, 3 + lost).await;
 
-        let contexts = Contexts::open(&backup).await.unwrap();
+        let contexts = open(&log, &backup).await;
         let error = Role::start(&log, &contexts, &Setup::named("0")).ended().await.unwrap_err();
         assert!(error.to_string().contains("undertone contexts rebuild"), "{error}");
         rebuild(&log, &contexts, &[]).await.unwrap();
@@ -344,7 +349,7 @@ async fn a_store_that_refuses_a_batch_ends_the_role_and_the_batch_is_folded_once
     database
         .execute_batch("CREATE TRIGGER full BEFORE INSERT ON slices BEGIN SELECT raise(ABORT, 'told to refuse'); END;")
         .unwrap();
-    let contexts = Contexts::open(&path).await.unwrap();
+    let contexts = open(&log, &path).await;
     let role = Role::start(&log, &contexts, &Setup::named("0"));
     say(&log, "a", 1).await;
     let error = role.ended().await.unwrap_err();
@@ -467,7 +472,7 @@ async fn a_turn_that_kills_the_process_is_rejected_after_three_deaths_alone_and_
     drop(last);
     let mut received = stamped(&log, 3).await;
     received.retain(|(_, turn)| turn.text != KILLER);
-    let contexts = Contexts::open(&path).await.unwrap();
+    let contexts = open(&log, &path).await;
     assert_eq!(outcome(&contexts, came).await, reference(&log.codec, received));
     assert_eq!(log.count(TURNS_ENRICHED).await, 2);
 }

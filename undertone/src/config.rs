@@ -5,6 +5,7 @@
 //! that it was given and the files that hold secrets.
 
 mod load;
+mod redis;
 mod registry;
 mod scylla;
 mod secret;
@@ -17,6 +18,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 pub use load::{DEFAULT, Error, load, table};
+pub use redis::{Redis, RedisKind};
 pub use registry::{Registry, RegistryKind};
 pub use scylla::Scylla;
 pub use secret::masked;
@@ -52,6 +54,8 @@ pub struct Config {
     pub history: History,
     /// The CQL server, for what is kept there.
     pub scylla: Scylla,
+    /// A cache.
+    pub redis: Redis,
     /// Whose ids schemas have.
     pub registry: Registry,
     /// Where models are.
@@ -244,6 +248,18 @@ pub struct Context {
     pub path: PathBuf,
     /// Whether no other machine processes turns of this Kafka.
     pub only_machine: bool,
+    /// What stands in front of them.
+    pub cache: Cache,
+}
+
+/// What stands in front of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Nothing.
+    None,
+    /// The Redis of `[redis]`.
+    Redis,
 }
 
 /// Where something is kept.
@@ -440,6 +456,9 @@ impl Config {
         }
         if [self.history.kind, self.context.kind].contains(&StoreKind::Scylla) {
             self.scylla.check()?;
+        }
+        if self.context.cache == Cache::Redis {
+            self.redis.check()?;
         }
         self.registry.check()?;
         self.check_names()?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use schemas::{Reason, Skipped, Tier, Turn};
-use store::context::{Attempt, Batch, ContextError, Start, Version, Write};
+use store::context::{Attempt, Batch, ContextError, Epoch, Start, Version, Write};
 use store::log::transact::{Outgoing, Transactor};
 use store::log::{Message, Record};
 
@@ -156,7 +156,7 @@ impl Runner {
             let begun = transactor.begin(forwarded.iter().map(|message| self.forwarded(message)))?;
             commits.prepare(begun, &next)?;
         } else {
-            let folded = self.fold(turns, &mut records, now(), &mut watch);
+            let folded = self.fold(owned, turns, &mut records, now(), &mut watch);
             let mut writes = folded.map_err(|error| self.blame(owned, &next, error))?;
             let batches = self.batches(owned, &next, &mut writes)?;
             // Records and offsets are on their way to the broker while the contexts are written; they become visible
@@ -340,13 +340,14 @@ impl Runner {
     /// write, by partition.
     fn fold(
         &self,
+        owned: &BTreeMap<i32, Owned>,
         turns: Vec<(Turn, Place)>,
         records: &mut Vec<Record>,
         now: i64,
         watch: &mut Watch,
     ) -> Result<BTreeMap<i32, Vec<Write>>, RunError> {
         watch.mark();
-        let mut open = self.open(&turns)?;
+        let mut open = self.open(owned, &turns)?;
         watch.step("load", "contexts");
         for (mut turn, place) in turns {
             let conversation = open.get_mut(&turn.conversation).map(|(_, conversation)| conversation);
@@ -369,11 +370,20 @@ impl Runner {
     }
 
     /// The conversations of a batch as they are before it, each with its partition.
-    fn open(&self, turns: &[(Turn, Place)]) -> Result<HashMap<String, (i32, Conversation)>, RunError> {
+    fn open(
+        &self,
+        owned: &BTreeMap<i32, Owned>,
+        turns: &[(Turn, Place)],
+    ) -> Result<HashMap<String, (i32, Conversation)>, RunError> {
         let mut starts: BTreeMap<i32, Start> = BTreeMap::new();
         for (turn, place) in turns {
             let (partition, below) = (place.partition, place.stamp.offset);
-            let start = starts.entry(partition).or_insert(Start { partition, below, conversations: Vec::new() });
+            let start = starts.entry(partition).or_insert_with(|| {
+                // A partition that was taken away meanwhile has no epoch; what is folded of it is not saved.
+                let (epoch, offset) =
+                    owned.get(&partition).map_or((Epoch(0), below), |owner| (owner.epoch, owner.next));
+                Start { partition, epoch, offset, below, conversations: Vec::new() }
+            });
             start.conversations.push(turn.conversation.clone());
         }
         let mut names: Vec<(i32, String)> = Vec::with_capacity(turns.len());
@@ -386,7 +396,7 @@ impl Runner {
         let mut versions = if starts.is_empty() {
             HashMap::new()
         } else {
-            self.wait(self.contexts.load_all(starts.into_values().collect(), &slices))?
+            self.wait(self.contexts.load_all(self.chain.name(), starts.into_values().collect(), &slices))?
         };
         let mut open = HashMap::with_capacity(names.len());
         for (partition, name) in names {

@@ -21,7 +21,8 @@ use scylla::statement::prepared::PreparedStatement;
 use uuid::Uuid;
 
 use super::{
-    Assigned, Attempt, Batch, CONVERSATIONS_MAX, ContextError, Epoch, Record, Start, Version, Watermark, newest_below,
+    Assigned, Attempt, Batch, CONVERSATIONS_MAX, ContextError, Epoch, Record, Saved, Start, Version, Watermark,
+    newest_below,
 };
 use crate::DatabaseError;
 use crate::cql::migrate::Tables;
@@ -100,7 +101,8 @@ impl Scylla {
             epoch: prepare("SELECT epoch, owner FROM {}.epochs WHERE chain = ? AND partition = ?").await?,
             epochs: prepare("SELECT chain, partition, epoch FROM {}.epochs").await?,
             mark: prepare(
-                "SELECT watermark, attempt_offset, attempt_count FROM {}.marks WHERE chain = ? AND partition = ?",
+                "SELECT watermark, WRITETIME(watermark), attempt_offset, attempt_count FROM {}.marks
+                 WHERE chain = ? AND partition = ?",
             )
             .await?,
             marks: prepare("SELECT chain, partition, watermark, attempt_offset, attempt_count FROM {}.marks").await?,
@@ -136,9 +138,10 @@ impl Scylla {
     pub(super) async fn assign(&self, chain: &str, partition: i32) -> Result<Assigned, ContextError> {
         let epoch = self.issue(chain, partition).await?;
         let rows = self.0.keyspace.read(&self.0.statements.mark, (chain, partition)).await?;
-        let (watermark, offset, count) = rows.into_iter().next().unwrap_or_default();
+        let (watermark, time, offset, count) = rows.into_iter().next().unwrap_or_default();
+        let saved: Option<i64> = time;
         self.lock().insert((chain.to_owned(), partition), (epoch, 0));
-        Ok(Assigned { epoch, watermark, attempt: attempt(offset, count) })
+        Ok(Assigned { epoch, watermark, saved: saved.map(Saved), attempt: attempt(offset, count) })
     }
 
     /// Issues an epoch. Whether it was is asked afterwards, by the owner's name: the answer to the issuing may be lost.
@@ -202,7 +205,7 @@ impl Scylla {
         stages: &[&str],
     ) -> Result<HashMap<(String, String), Version>, ContextError> {
         let mut reads = Vec::new();
-        for Start { partition, below, conversations } in starts {
+        for Start { partition, below, conversations, .. } in starts {
             for conversation in conversations {
                 reads.push(async move {
                     let records = self.show(&conversation).await?;
@@ -224,7 +227,7 @@ impl Scylla {
     }
 
     /// See [`super::Contexts::save_all`].
-    pub(super) async fn try_save(&self, batches: &[Batch]) -> Result<(), ContextError> {
+    pub(super) async fn try_save(&self, batches: &[Batch]) -> Result<Vec<Saved>, ContextError> {
         let mut times = Vec::with_capacity(batches.len());
         for batch in batches {
             times.push(self.write_time(&batch.chain, batch.partition, batch.epoch).await?);
@@ -241,12 +244,13 @@ impl Scylla {
         }
         all(slices).await?;
         let mut marks = Vec::new();
-        for (batch, time) in batches.iter().zip(times) {
-            let values = (time, batch.watermark, batch.chain.clone(), batch.partition);
+        for (batch, time) in batches.iter().zip(&times) {
+            let values = (*time, batch.watermark, batch.chain.clone(), batch.partition);
             marks.push(keyspace.write(&statements.put_watermark, values));
         }
         all(marks).await?;
-        Ok(())
+        // The write time of the watermark names the save: no other has it.
+        Ok(times.into_iter().map(Saved).collect())
     }
 
     /// See [`super::Contexts::note_attempt`].

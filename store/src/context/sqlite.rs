@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use schemas::Stamp;
+use uuid::Uuid;
 
 use super::{
-    Assigned, Attempt, Batch, CONVERSATIONS_MAX, ContextError, Epoch, Record, Start, Version, Watermark, Write,
+    Assigned, Attempt, Batch, CONVERSATIONS_MAX, ContextError, Epoch, Record, Saved, Start, Version, Watermark, Write,
     newest_below,
 };
 use crate::sqlite::{Database, Layout};
@@ -19,8 +20,8 @@ use crate::{DatabaseError, Durability};
 static LAYOUT: Layout = Layout {
     name: "contexts",
     application_id: 0x756e_6463,
-    migrations: &["
-        CREATE TABLE slices (
+    migrations: &[
+        "CREATE TABLE slices (
             conversation TEXT NOT NULL,
             stage TEXT NOT NULL,
             current_partition INTEGER NOT NULL,
@@ -40,7 +41,9 @@ static LAYOUT: Layout = Layout {
             attempt_offset INTEGER,
             attempt_count INTEGER,
             PRIMARY KEY (chain, partition)
-        ) STRICT, WITHOUT ROWID;"],
+        ) STRICT, WITHOUT ROWID;",
+        "ALTER TABLE partitions ADD COLUMN saved INTEGER;",
+    ],
 };
 
 /// Handle on the contexts; clones share its thread.
@@ -69,10 +72,12 @@ impl Sqlite {
                 let mut statement = transaction.prepare_cached(
                     "INSERT INTO partitions (chain, partition, epoch) VALUES (?1, ?2, 1)
                      ON CONFLICT DO UPDATE SET epoch = epoch + 1
-                     RETURNING chain, partition, epoch, watermark, attempt_offset, attempt_count",
+                     RETURNING chain, partition, epoch, watermark, attempt_offset, attempt_count, saved",
                 )?;
-                let now = statement.query_row(params![chain, partition], watermark)?;
-                Ok(Assigned { epoch: now.epoch, watermark: now.watermark, attempt: now.attempt })
+                let (now, saved) = statement.query_row(params![chain, partition], |row| {
+                    Ok((watermark(row)?, row.get::<_, Option<i64>>(6)?.map(Saved)))
+                })?;
+                Ok(Assigned { epoch: now.epoch, watermark: now.watermark, saved, attempt: now.attempt })
             })
             .await
     }
@@ -87,7 +92,7 @@ impl Sqlite {
         self.database
             .read(move |transaction| {
                 let mut found = HashMap::new();
-                for Start { partition, below, conversations } in starts {
+                for Start { partition, below, conversations, .. } in starts {
                     for conversation in conversations {
                         for record in records(transaction, &conversation, Some(&stages))? {
                             let stage = record.stage.clone();
@@ -103,19 +108,24 @@ impl Sqlite {
     }
 
     /// See [`super::Contexts::save_all`]: all of them, or none.
-    pub(super) async fn try_save(&self, batches: Arc<[Batch]>) -> Result<(), ContextError> {
+    pub(super) async fn try_save(&self, batches: Arc<[Batch]>) -> Result<Vec<Saved>, ContextError> {
         self.database
             .write(move |transaction| {
+                let mut names = Vec::with_capacity(batches.len());
                 for batch in batches.iter() {
                     own(transaction, &batch.chain, batch.partition, batch.epoch)?;
                     for slice in &batch.writes {
                         write(transaction, slice)?;
                     }
-                    let mut statement = transaction
-                        .prepare_cached("UPDATE partitions SET watermark = ?3 WHERE chain = ?1 AND partition = ?2")?;
-                    statement.execute(params![batch.chain, batch.partition, batch.watermark])?;
+                    // Drawn, not counted: a file from a backup would count again.
+                    let name = Uuid::new_v4().as_u64_pair().0 as i64;
+                    let mut statement = transaction.prepare_cached(
+                        "UPDATE partitions SET watermark = ?3, saved = ?4 WHERE chain = ?1 AND partition = ?2",
+                    )?;
+                    statement.execute(params![batch.chain, batch.partition, batch.watermark, name])?;
+                    names.push(Saved(name));
                 }
-                Ok(())
+                Ok(names)
             })
             .await
     }
@@ -202,7 +212,8 @@ impl Sqlite {
                     )?;
                 }
                 transaction.execute(
-                    "UPDATE partitions SET watermark = NULL, attempt_offset = NULL, attempt_count = NULL
+                    "UPDATE partitions
+                     SET watermark = NULL, saved = NULL, attempt_offset = NULL, attempt_count = NULL
                      WHERE chain = ?1 AND partition = ?2",
                     params![chain, partition],
                 )?;
@@ -218,7 +229,8 @@ impl Sqlite {
                 transaction.execute("DELETE FROM slices", [])?;
                 transaction.execute(
                     "UPDATE partitions
-                     SET epoch = epoch + 1, watermark = NULL, attempt_offset = NULL, attempt_count = NULL",
+                     SET epoch = epoch + 1, watermark = NULL, saved = NULL, attempt_offset = NULL,
+                         attempt_count = NULL",
                     [],
                 )?;
                 Ok(())

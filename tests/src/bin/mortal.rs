@@ -15,6 +15,7 @@ async fn main() {
     let [bootstrap, path] = &arguments[..] else { panic!("give it the address of a log and a file of contexts") };
     let kafka = Kafka { bootstrap: bootstrap.clone(), client_id: "mortal".to_owned(), properties: BTreeMap::new() };
     let contexts = Contexts::open(Path::new(path)).await.expect("open the contexts");
+    let contexts = tests::cached(contexts, path).await;
     let role = Role::start_on(&kafka, &contexts, &Setup::named("0"));
     let told = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     told.await.expect("standard input can be waited for").expect("standard input can be read");

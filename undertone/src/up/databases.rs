@@ -10,10 +10,11 @@ use store::Durability;
 use store::context::Contexts;
 use store::cql::Keyspace;
 use store::history::History;
+use store::redis::Redis;
 use tokio::sync::OnceCell;
 use tokio::time::MissedTickBehavior;
 
-use crate::config::{Config, Fsync, StoreKind};
+use crate::config::{Cache, Config, Fsync, StoreKind};
 use crate::health::{Health, State};
 
 /// The part of health, and the label, of the CQL server.
@@ -65,6 +66,18 @@ impl Databases {
             StoreKind::Scylla => Contexts::on_scylla(self.scylla(config).await?).await,
         };
         contexts.context("open the contexts (settings: [context])")
+    }
+
+    /// Opens the contexts, behind their cache where there is one.
+    pub(crate) async fn cached_contexts(&self, config: &Config, meter: &Meter) -> anyhow::Result<Contexts> {
+        let contexts = self.contexts(config).await?;
+        match config.context.cache {
+            Cache::None => Ok(contexts),
+            Cache::Redis => {
+                let redis = Redis::connect(config.redis.settings(), meter).await;
+                Ok(contexts.cached(redis.context("reach Redis (settings: [redis])")?, meter))
+            }
+        }
     }
 
     /// Looks for ever whether the servers answer; a file needs no look.

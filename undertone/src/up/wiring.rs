@@ -174,7 +174,7 @@ impl Given {
             return Ok(());
         }
         let settings = self.processors_settings()?;
-        let contexts = self.databases.contexts(&self.config).await?;
+        let contexts = self.databases.cached_contexts(&self.config, &self.meter).await?;
         let waiting = Arc::<store::Waiting>::default();
         let around = processors::Surroundings {
             kafka: self.kafka.clone(),

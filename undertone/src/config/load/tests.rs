@@ -244,3 +244,30 @@ fn what_a_cql_server_could_not_do_is_refused_before_it_is_asked() {
     }
     with_file("[scylla]\nkeyspace = \"Not Used\"\n").unwrap();
 }
+
+#[test]
+fn password_of_redis_comes_from_a_file_and_what_cannot_reach_one_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("redis");
+    std::fs::write(&secret, "s3cret\n").unwrap();
+    let text = format!(
+        "[context]\ncache = \"redis\"\n[redis]\nkind = \"sentinel\"\nmaster = \"mine\"\nnodes = \"a:1, b:2\"\n\
+         password_file = \"{}\"\n",
+        secret.display()
+    );
+    let settings = with_file(&text).unwrap().redis.settings();
+    assert_eq!(settings.password.as_deref(), Some("s3cret"));
+    assert_eq!(settings.nodes, ["a:1", "b:2"]);
+    assert!(!format!("{settings:?}").contains("s3cret"));
+    for (from, to, word) in [
+        ("master = \"mine\"", "master = \"\"", "master"),
+        ("a:1, b:2", "a", "host:port"),
+        ("a:1, b:2", "", "host:port"),
+        ("password_file", "prefix = \"{a}\"\npassword_file", "braces"),
+        ("password_file", "call_ms_max = 0\npassword_file", "call_ms_max"),
+        ("password_file", "user = \"u\"\n#", "password"),
+    ] {
+        let message = with_file(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(message.contains(word), "{to}: {message}");
+    }
+}

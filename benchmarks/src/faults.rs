@@ -8,6 +8,7 @@
 //! The moments are real time, so a seed repeats the plan and not every interleaving.
 
 pub mod plan;
+pub mod cache;
 pub mod load;
 pub mod compare;
 pub mod timeline;
@@ -31,6 +32,7 @@ use schemas::Codec;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::cache::Cache;
 use self::director::{Chained, Counts, Director};
 use self::fleet::{Fleet, Server};
 use self::load::{Said, Speaking, speak};
@@ -76,6 +78,13 @@ pub struct Options {
     /// ready. Without it the brokers are spared.
     #[arg(long, value_name = "COMMAND", requires = "kafka")]
     kafka_server: Option<String>,
+    /// A Redis in front of the contexts, which is flushed, silent, killed, and brought back to what it was. All that is in
+    /// it is lost.
+    #[arg(long, value_name = "HOST:PORT")]
+    redis: Option<String>,
+    /// Shell command that kills and starts that Redis, as `--kafka-server`. Without it, it is flushed instead.
+    #[arg(long, value_name = "COMMAND", requires = "redis")]
+    redis_server: Option<String>,
     /// Seconds of silence after which a group takes a process for dead.
     #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     session_seconds: u64,
@@ -129,6 +138,7 @@ async fn faults(
     let mut director = Director {
         fleet: stand.fleet,
         kafka: kafka.clone(),
+        cache: options.redis.as_deref().map(|address| Cache::new(address, options.redis_server.as_deref())),
         session: Duration::from_secs(options.session_seconds),
         chains: stand.chains,
         enriched,
@@ -141,7 +151,7 @@ async fn faults(
     let clients = clients(options, &director.fleet, &enough, &mut random);
     let counting = tokio::spawn(read::count(kafka.clone(), count, counted.clone()));
     let processors = always.iter().filter(|target| matches!(target, Target::Processors(_))).count();
-    let steps = plan::steps(options.kills, processors, !spared, &mut random);
+    let steps = plan::steps(options.kills, processors, !spared, options.redis.is_some(), &mut random);
     director.run(&steps, tell).await?;
     let faulted_for = director.fleet.elapsed();
     tell("no more faults; waiting until everything has been read");
@@ -165,7 +175,7 @@ async fn faults(
         counts: &director.counts,
         ended: &director.fleet.ended,
         timeline: &director.fleet.timeline,
-        names: names(&director.fleet),
+        names: names(&director.fleet, options.redis.is_some()),
     };
     Ok(report.outcome())
 }
@@ -257,7 +267,7 @@ fn stand(options: &Options, undertone: &Undertone, folder: &Path) -> anyhow::Res
 
 fn variables(options: &Options, undertone: &Undertone, bootstrap: &str) -> Vec<(&'static str, String)> {
     let path = |path: &Path| path.to_string_lossy().into_owned();
-    vec![
+    let mut variables = vec![
         ("UNDERTONE__HTTP__LISTEN", "127.0.0.1:0".to_owned()),
         ("UNDERTONE__BROKER__LISTEN", bootstrap.to_owned()),
         ("UNDERTONE__BROKER__SESSION_SECONDS_MIN", "1".to_owned()),
@@ -272,7 +282,12 @@ fn variables(options: &Options, undertone: &Undertone, bootstrap: &str) -> Vec<(
         ("UNDERTONE__MODELS__ONNXRUNTIME", path(&undertone.onnxruntime)),
         ("UNDERTONE__LOG__FORMAT", "json".to_owned()),
         ("UNDERTONE__LOG__LEVEL", "info".to_owned()),
-    ]
+    ];
+    if let Some(redis) = &options.redis {
+        variables.push(("UNDERTONE__CONTEXT__CACHE", "redis".to_owned()));
+        variables.push(("UNDERTONE__REDIS__NODES", redis.clone()));
+    }
+    variables
 }
 
 /// The chains that the processors run: one, or two halves.
@@ -291,11 +306,14 @@ fn chains(cut: bool) -> anyhow::Result<Vec<Chained>> {
     halves.into_iter().map(chained).collect()
 }
 
-fn names(fleet: &Fleet) -> BTreeMap<Lane, String> {
+fn names(fleet: &Fleet, cache: bool) -> BTreeMap<Lane, String> {
     let mut names: BTreeMap<Lane, String> =
         fleet.slots.iter().map(|(target, slot)| (Lane::Process(*target), slot.name.clone())).collect();
     names.insert(Lane::Store(Store::Contexts), "contexts (store)".to_owned());
     names.insert(Lane::Store(Store::History), "history (store)".to_owned());
+    if cache {
+        names.insert(Lane::Cache, "Redis".to_owned());
+    }
     if fleet.server.is_some() {
         names.insert(Lane::Process(Target::Broker), "Kafka".to_owned());
     }

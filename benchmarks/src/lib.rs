@@ -4,6 +4,7 @@
 //! Every measurement is a ratio, or stands beside what it is to be compared with; a report says how noisy it was.
 
 pub mod broker;
+pub mod contexts;
 pub mod faults;
 mod figures;
 pub mod history;

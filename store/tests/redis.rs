@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
@@ -14,7 +14,7 @@ use rand::{Rng as _, SeedableRng as _};
 use redis::aio::MultiplexedConnection;
 use schemas::Stamp;
 use store::context::{Batch, ContextError, Contexts, Epoch, Start, Version, Write};
-use store::redis::{Redis, Settings};
+use store::redis::{Kind, Redis, Settings};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -407,4 +407,144 @@ async fn what_is_loaded_is_what_the_store_has_whatever_redis_does() {
     }
     eprintln!("conversations read: {} hit, {} missed, {} while Redis was away", sums[0], sums[1], sums[2]);
     assert!(sums.iter().all(|&sum| sum > 0), "each happened");
+}
+
+/// Instances that `deploy/servers/redis` has started for one test; they go with it.
+struct Servers(Vec<String>);
+
+impl Servers {
+    fn script(arguments: &[&str]) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/servers/redis");
+        let output = std::process::Command::new(script).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// What the script prints of an instance that is new.
+    fn start(&mut self, action: &str, name: &str, further: &[&str]) -> String {
+        let name = format!("test-{}-{name}", std::process::id());
+        self.0.push(name.clone());
+        Servers::script(&[&[action, "--name", &name], further].concat())
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            Servers::script(&["wipe", "--name", name]);
+        }
+    }
+}
+
+/// Owns partitions, each with a conversation, and lets batch after batch hit them.
+async fn serves_partitions(owner: &Owner, partitions: i32) {
+    let mut epochs = Vec::new();
+    for partition in 0..partitions {
+        epochs.push(owner.contexts.assign("all", partition).await.unwrap().epoch);
+    }
+    for round in 0..3 {
+        let starts = (0..partitions).zip(&epochs).map(|(partition, &epoch)| Start {
+            partition,
+            epoch,
+            offset: round,
+            below: round,
+            conversations: vec![format!("c{partition}")],
+        });
+        let found = owner.contexts.load_all("all", starts.collect(), &STAGES).await.unwrap();
+        assert_eq!(found.len(), if round == 0 { 0 } else { STAGES.len() * partitions as usize });
+        let batches = (0..partitions).zip(&epochs).map(|(partition, &epoch)| {
+            let write = |stage: &str| Write {
+                conversation: format!("c{partition}"),
+                stage: stage.to_owned(),
+                current: Version { stamp: Stamp { partition, offset: round }, bytes: vec![round as u8] },
+                previous: None,
+            };
+            let (chain, writes) = ("all".to_owned(), STAGES.map(write).to_vec());
+            Batch { chain, partition, epoch, watermark: round + 1, writes }
+        });
+        owner.contexts.save_all(batches.collect()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cluster_has_each_partition_on_one_of_its_nodes() {
+    let mut servers = Servers(Vec::new());
+    for node in ["three-1", "three-2", "three-3"] {
+        servers.0.push(format!("test-{}-{node}", std::process::id()));
+    }
+    let nodes = Servers::script(&["cluster", "--name", &format!("test-{}-three", std::process::id())]);
+    let settings = Settings {
+        kind: Kind::Cluster,
+        // One is enough to learn the others.
+        nodes: vec![nodes.split(',').next().unwrap().to_owned()],
+        ..patient()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let owner = Owner::start(&folder.path().join("contexts.db"), &settings).await;
+    serves_partitions(&owner, 12).await;
+    assert_eq!(["hit", "miss", "away"].map(|result| owner.read(result)), [24, 12, 0]);
+}
+
+/// For two cores on which much is started at once.
+fn patient() -> Settings {
+    Settings { call_timeout: Duration::from_secs(2), connect_timeout: Duration::from_secs(5), ..Settings::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn master_that_is_killed_is_followed_by_the_one_that_the_sentinel_names() {
+    let mut servers = Servers(Vec::new());
+    let master = servers.start("start", "master", &[]);
+    let port = master.rsplit_once(':').unwrap().1;
+    let replica = servers.start("start", "replica", &["--set", &format!("replicaof=127.0.0.1 {port}")]);
+    let sentinel = servers.start("sentinel", "sentinel", &["--of", &master]);
+    let settings = Settings {
+        kind: Kind::Sentinel,
+        nodes: vec![sentinel],
+        master: "undertone".to_owned(),
+        rest: Duration::from_millis(50),
+        ..patient()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let owner = Owner::start(&folder.path().join("contexts.db"), &settings).await;
+    serves_partitions(&owner, 1).await;
+    assert_eq!(owner.read("hit"), 2);
+    let epoch = owner.contexts.assign("all", PARTITION).await.unwrap().epoch;
+    // The sentinel must have seen the replica before it can choose it.
+    let mut asked = redis::Client::open(format!("redis://{}", settings.nodes[0])).unwrap();
+    let seen = |client: &mut redis::Client| {
+        let replicas: Vec<redis::Value> =
+            redis::cmd("SENTINEL").arg("REPLICAS").arg("undertone").query(client).unwrap_or_default();
+        !replicas.is_empty()
+    };
+    wait("the sentinel knows the replica", || seen(&mut asked)).await;
+    Servers::script(&["kill", "--name", &servers.0[0]]);
+    let begun = Instant::now();
+    let mut offset = 3;
+    // Work goes on; nothing is read that the store does not have, and after a while Redis serves again.
+    while owner.read("hit") == 2 {
+        assert!(begun.elapsed() < tests::PATIENCE, "the replica {replica} serves");
+        let start = Start { partition: PARTITION, epoch, offset, below: offset, conversations: vec!["c0".to_owned()] };
+        let found = owner.contexts.load("all", start, &STAGES).await.unwrap();
+        let stamp = Stamp { partition: PARTITION, offset: offset - 1 };
+        assert!(found.len() == STAGES.len() && found.values().all(|version| version.stamp == stamp), "at {offset}");
+        let write = |stage: &str| Write {
+            conversation: "c0".to_owned(),
+            stage: stage.to_owned(),
+            current: Version { stamp: Stamp { partition: PARTITION, offset }, bytes: vec![offset as u8] },
+            previous: None,
+        };
+        let writes = STAGES.map(write).to_vec();
+        offset += 1;
+        owner.contexts.save(batch(epoch, (writes, offset))).await.unwrap();
+    }
+    assert!(owner.read("away") > 0, "it was away in between");
+}
+
+/// Looks again and again at what has no event to wait for.
+async fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < tests::PATIENCE, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

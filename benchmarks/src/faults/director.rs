@@ -11,6 +11,7 @@ use store::context::Contexts;
 use store::log::{Admin, Kafka, LogError};
 use tokio::sync::watch;
 
+use super::cache::{Cache, Mishap};
 use super::fleet::{Due, Ended, Fleet};
 use super::plan::{Fault, Step, Store, Target};
 use super::store as files;
@@ -24,6 +25,8 @@ const REFUSED_MAX: Duration = Duration::from_secs(10);
 const NOTICED_MAX: Duration = Duration::from_secs(60);
 /// Turns between a backup and its restoration.
 const BACKUP_TURNS: u64 = 100;
+/// Turns by which a replica of the cache lags when it takes over.
+const REPLICA_TURNS: u64 = 30;
 /// Tries to rebuild: what a killed process left open may have to time out first.
 const REBUILDS_MAX: usize = 5;
 /// How long the readers of the log may take to catch up at the end.
@@ -62,6 +65,7 @@ pub(super) struct Counts {
 pub(super) struct Director {
     pub(super) fleet: Fleet,
     pub(super) kafka: Kafka,
+    pub(super) cache: Option<Cache>,
     pub(super) session: Duration,
     pub(super) chains: Vec<Chained>,
     /// Committed enriched turns so far.
@@ -132,7 +136,25 @@ impl Director {
                 self.fleet.mark(Lane::Store(store), Mark::Restored);
                 self.restore(store, &copy).await?;
             }
+            Fault::Cache { mishap } => self.mishap(mishap).await?,
         }
+        Ok(())
+    }
+
+    async fn mishap(&mut self, mishap: Mishap) -> anyhow::Result<()> {
+        let Some(mut cache) = self.cache.take() else { return Ok(()) };
+        let mark = match mishap {
+            Mishap::Flush => cache.flush().await.map(|()| Mark::Forgot)?,
+            Mishap::Silence(time) => cache.silence(time).await.map(|()| Mark::Slow)?,
+            Mishap::Kill(away) => cache.kill(away).await.map(|()| Mark::Killed)?,
+            Mishap::BringBack => {
+                cache.remember().await?;
+                self.progress(REPLICA_TURNS).await?;
+                cache.bring_back().await.map(|()| Mark::Restored)?
+            }
+        };
+        self.fleet.mark(Lane::Cache, mark);
+        self.cache = Some(cache);
         Ok(())
     }
 

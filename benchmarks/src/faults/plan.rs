@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use super::cache::Mishap;
+
 /// Sebastiano Vigna's splitmix64: small, seeded, the same on every machine.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
@@ -126,6 +128,11 @@ pub enum Fault {
         /// Which store.
         store: Store,
     },
+    /// Something happens to the Redis in front of the contexts.
+    Cache {
+        /// What.
+        mishap: Mishap,
+    },
 }
 
 /// A fault and its moment.
@@ -151,13 +158,15 @@ const AGAIN_MAX: Duration = Duration::from_millis(250);
 const HELD_MAX: Duration = Duration::from_secs(3);
 /// The most that a store forgets of its last writes.
 const FORGOTTEN_MAX: Duration = Duration::from_millis(600);
+/// How long a cache is silent at most: longer than it is waited for.
+const SILENT_MAX: Duration = Duration::from_secs(2);
 /// Chance in percent that a fault does not wait for the one before to be over.
 const UNSETTLED_PERCENT: u64 = 25;
 /// Kills for each round of the other faults.
 const KILLS_PER_ROUND: usize = 6;
 
-/// The faults of a run. `processors` run always.
-pub fn steps(kills: usize, processors: usize, broker: bool, random: &mut Random) -> Vec<Step> {
+/// The faults of a run. `processors` run always; the broker may be killed; there is a cache.
+pub fn steps(kills: usize, processors: usize, broker: bool, cache: bool, random: &mut Random) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut kinds: Vec<Kind> = Vec::new();
     let mut killed = 0;
@@ -170,6 +179,11 @@ pub fn steps(kills: usize, processors: usize, broker: bool, random: &mut Random)
         }
         if kinds.is_empty() {
             kinds = shuffled(random);
+        }
+        if cache {
+            for fault in mishaps(random) {
+                steps.push(step(fault, random));
+            }
         }
         if let Some(kind) = kinds.pop() {
             for fault in others(kind, processors, broker && killed < kills, random) {
@@ -227,6 +241,20 @@ fn kill(processors: usize, broker: bool, random: &mut Random) -> Fault {
     Fault::Kill { target, away: random.within(AWAY_MAX) }
 }
 
+/// A cache has one a round of each.
+fn mishaps(random: &mut Random) -> [Fault; 4] {
+    let mut mishaps = [
+        Mishap::Flush,
+        Mishap::Silence(random.within(SILENT_MAX)),
+        Mishap::Kill(random.within(AWAY_MAX)),
+        Mishap::BringBack,
+    ];
+    for last in (1..mishaps.len()).rev() {
+        mishaps.swap(last, random.below(last as u64 + 1) as usize);
+    }
+    mishaps.map(|mishap| Fault::Cache { mishap })
+}
+
 fn one(processors: usize, random: &mut Random) -> Target {
     Target::Processors(random.below(processors as u64) as usize)
 }
@@ -266,7 +294,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_faults_and_another_seed_others() {
-        let of = |seed| steps(50, 2, true, &mut Random::new(seed));
+        let of = |seed| steps(50, 2, true, true, &mut Random::new(seed));
         assert_eq!(of(7), of(7));
         assert_ne!(of(7), of(8));
     }
@@ -274,18 +302,18 @@ mod tests {
     #[test]
     fn at_least_as_many_kills_are_planned_as_asked_for_and_few_more() {
         for kills in 1..120 {
-            let planned = counted(&steps(kills, 2, kills % 2 == 0, &mut Random::new(kills as u64)));
+            let planned = counted(&steps(kills, 2, kills % 2 == 0, kills % 3 == 0, &mut Random::new(kills as u64)));
             assert!((kills..=kills + 1).contains(&planned), "{planned} for {kills}");
         }
     }
 
     #[test]
     fn every_kind_of_fault_is_in_a_hundred_kills_and_the_broker_is_spared_where_it_cannot_be_started_again() {
-        let steps_with = |broker| steps(100, 2, broker, &mut Random::new(1));
+        let steps_with = |broker| steps(100, 2, broker, broker, &mut Random::new(1));
         let names = |steps: &[Step]| -> std::collections::BTreeSet<&'static str> {
             steps.iter().map(|step| super::super::timeline::name(&step.fault)).collect()
         };
-        assert_eq!(names(&steps_with(true)).len(), 11);
+        assert_eq!(names(&steps_with(true)).len(), 15);
         let is_broker =
             |step: &Step| matches!(step.fault, Fault::Kill { target: Target::Broker, .. } | Fault::StopInDoubt { .. });
         assert!(steps_with(true).iter().any(is_broker) && !steps_with(false).iter().any(is_broker));

@@ -124,6 +124,10 @@ fn told(fault: &str) -> &str {
         "store_refuses" => "store refuses: no byte can be written",
         "store_forgets" => "store forgets its last writes",
         "store_restored" => "store restored from a backup",
+        "cache_flushed" => "cache flushed",
+        "cache_silent" => "cache silent",
+        "cache_killed" => "cache killed, and back empty",
+        "cache_brought_back" => "cache brought back to what it was",
         other => other,
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::cache::Mishap;
 use super::plan::{Fault, Store, Target};
 
 /// Columns of the drawing.
@@ -15,6 +16,8 @@ pub enum Lane {
     Process(Target),
     /// A store.
     Store(Store),
+    /// The Redis.
+    Cache,
 }
 
 /// Something that happened.
@@ -113,6 +116,10 @@ pub fn name(fault: &Fault) -> &'static str {
         Fault::Refuse { .. } => "store_refuses",
         Fault::Forget { .. } => "store_forgets",
         Fault::Restore { .. } => "store_restored",
+        Fault::Cache { mishap: Mishap::Flush } => "cache_flushed",
+        Fault::Cache { mishap: Mishap::Silence(_) } => "cache_silent",
+        Fault::Cache { mishap: Mishap::Kill(_) } => "cache_killed",
+        Fault::Cache { mishap: Mishap::BringBack } => "cache_brought_back",
     }
 }
 

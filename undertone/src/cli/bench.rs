@@ -14,6 +14,8 @@ use crate::locate;
 pub(super) enum BenchCommand {
     /// The embedded broker beside an Apache Kafka.
     Broker(benchmarks::broker::Options),
+    /// Contexts of a batch loaded and saved: in a file and on a CQL server, without and with a Redis in front.
+    Contexts(benchmarks::contexts::Options),
     /// Kill, stop and add processes under load; then count what was lost, doubled or out of order.
     Faults(benchmarks::faults::Options),
     /// The history: turns written and pages read, in a file and beside it on a CQL server.
@@ -25,6 +27,7 @@ pub(super) enum BenchCommand {
 pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> anyhow::Result<ExitCode> {
     let outcome = match command {
         BenchCommand::Broker(options) => benchmarks::broker::run(options),
+        BenchCommand::Contexts(options) => benchmarks::contexts::run(options),
         BenchCommand::Faults(options) => benchmarks::faults::run(options, &undertone(settings)?, &mut |line| {
             let _ = writeln!(std::io::stderr(), "{line}");
         }),

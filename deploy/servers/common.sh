@@ -5,6 +5,7 @@
 #   version        the one to install
 #   settings_file  the file, in the state of an instance, that its process is started with
 #   other_ports    further ports that an instance holds: a file in its state for each, beside `port` that clients know
+#                  (and those of `listen`, from --listen)
 #   ready, taken   what its log says once it is ready, and where another program holds a port (patterns of grep)
 #   settings       prints that file, with the lines of `extra` (KEY=VALUE, from --set)
 #   prepare        makes what the process needs before it starts; what it prints goes into the log
@@ -84,7 +85,8 @@ pid() {
 
 address() {
     pid >/dev/null || fail "$name does not run: start it with deploy/servers/$server start --name $name"
-    echo "127.0.0.1:$(cat "$state/port")"
+    [ -f "$state/${of:-port}" ] || fail "$name has no listener $of: start it with --listen $of"
+    echo "127.0.0.1:$(cat "$state/${of:-port}")"
 }
 
 # Starts the process and waits until it says that it is ready; fails where it ends before or takes too long.
@@ -114,7 +116,7 @@ start() {
     fi
     [ -z "$port" ] || echo "$port" >"$state/port"
     for _ in $(seq $port_tries_max); do
-        for file in port "${other_ports[@]}"; do
+        for file in port "${other_ports[@]}" "${listen[@]}"; do
             [ -f "$state/$file" ] || free_port >"$state/$file"
         done
         if launch; then
@@ -124,7 +126,7 @@ start() {
         # Another program was quicker to take a port that we chose; one that holds data keeps the port its clients know.
         [ -z "$port$known" ] || break
         grep -qs "$taken" "$state/server.log" || break
-        (cd "$state" && rm -rf port data "${other_ports[@]}")
+        (cd "$state" && rm -rf port data "${other_ports[@]}" "${listen[@]}")
     done
     tail -n 20 "$state/server.log" >&2 || true
     fail "$name did not start: $state/server.log says why"
@@ -157,7 +159,7 @@ main() {
     [ $# -gt 0 ] || set -- help
     action="$1"
     shift
-    name=default port="" known="" extra=()
+    name=default port="" known="" of="" extra=() listen=()
     case "$action" in
         install)
             install
@@ -174,6 +176,8 @@ main() {
             --name) name="$2" ;;
             --port) port="$2" ;;
             --set) extra+=("$2") ;;
+            --listen) listen+=("$2") ;;
+            --of) of="$2" ;;
             *) fail "unknown argument: $1" ;;
         esac
         shift 2

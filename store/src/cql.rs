@@ -9,6 +9,7 @@
 //! Left out: what is in the tables.
 
 pub(crate) mod migrate;
+mod tls;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -30,6 +31,7 @@ use scylla::statement::{Consistency, SerialConsistency};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+pub use self::tls::Tls;
 use crate::DatabaseError;
 
 /// How long a change of the schema may take.
@@ -52,6 +54,8 @@ pub struct Scylla {
     pub keyspace: String,
     /// Name and password, where the server asks for them.
     pub login: Option<(String, String)>,
+    /// `None`: in the clear.
+    pub tls: Option<Tls>,
     /// The data centre whose nodes are asked; where there is one only, it need not be named.
     pub datacenter: Option<String>,
     /// The replication of a keyspace that is created, as CQL writes it.
@@ -70,6 +74,7 @@ impl Default for Scylla {
             nodes: vec!["127.0.0.1:9042".to_owned()],
             keyspace: "undertone".to_owned(),
             login: None,
+            tls: None,
             datacenter: None,
             replication: "{'class': 'NetworkTopologyStrategy', 'replication_factor': 3}".to_owned(),
             requests_max: 256,
@@ -306,6 +311,9 @@ async fn connect(settings: &Scylla, within: Duration) -> Result<Session, Databas
         .schema_agreement_timeout(SCHEMA_TIMEOUT)
         .connection_timeout(within)
         .tcp_nodelay(true);
+    if let Some(tls) = &settings.tls {
+        builder = builder.tls_context(Some(tls.context()?));
+    }
     if let Some((user, password)) = &settings.login {
         builder = builder.user(user, password);
     }
@@ -409,10 +417,13 @@ impl From<PrepareError> for DatabaseError {
 impl From<NewSessionError> for DatabaseError {
     fn from(error: NewSessionError) -> DatabaseError {
         let text = error.to_string();
+        let said = text.to_lowercase();
         match error {
             NewSessionError::IllegalConfig(_) | NewSessionError::EmptyKnownNodesList => DatabaseError::Other(text),
             // A refused login is one of the reasons for which no connection comes about.
-            _ if text.to_lowercase().contains("authentication") => DatabaseError::Login(text),
+            _ if said.contains("authentication") => DatabaseError::Login(text),
+            // So is a certificate, ours or theirs.
+            _ if ["ssl", "certificate"].iter().any(|word| said.contains(word)) => DatabaseError::Untrusted(text),
             _ => DatabaseError::Away(text),
         }
     }

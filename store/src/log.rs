@@ -4,14 +4,14 @@
 //! see committed records only; what goes by itself, what ends a transaction and what ends the role are different
 //! errors. Every queue is bounded by a setting.
 //!
-//! Left out: what is in a record (the callers use `schemas`); TLS and SASL, which the plain build of librdkafka has
-//! not.
+//! Left out: what is in a record (the callers use `schemas`).
 
 pub mod admin;
 mod client;
 mod error;
 pub mod group;
 pub mod producer;
+mod security;
 pub mod tail;
 pub mod transact;
 pub mod transactional;
@@ -25,6 +25,7 @@ pub use admin::{Admin, TopicSpec, TopicState};
 pub use error::{AppendError, LogError};
 pub use group::{GroupReader, Joining};
 pub use producer::{Producer, ProducerLimits};
+pub use security::{Identity, Mechanism, Sasl, Security, Tls};
 pub use tail::{From, Tail};
 pub use transactional::TransactionalProducer;
 
@@ -35,13 +36,20 @@ pub struct Kafka {
     pub bootstrap: String,
     /// What the brokers see as the client's name.
     pub client_id: String,
+    /// TLS and login.
+    pub security: Security,
     /// Further settings of librdkafka, passed through to every client; they win over Undertone's.
     pub properties: BTreeMap<String, String>,
 }
 
 impl Default for Kafka {
     fn default() -> Kafka {
-        Kafka { bootstrap: "127.0.0.1:9092".to_owned(), client_id: "undertone".to_owned(), properties: BTreeMap::new() }
+        Kafka {
+            bootstrap: "127.0.0.1:9092".to_owned(),
+            client_id: "undertone".to_owned(),
+            security: Security::default(),
+            properties: BTreeMap::new(),
+        }
     }
 }
 
@@ -51,6 +59,7 @@ impl std::fmt::Debug for Kafka {
         f.debug_struct("Kafka")
             .field("bootstrap", &self.bootstrap)
             .field("client_id", &self.client_id)
+            .field("security", &self.security)
             .field("properties", &self.properties.keys())
             .finish()
     }

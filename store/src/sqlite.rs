@@ -71,6 +71,12 @@ pub enum DatabaseError {
     /// The server refuses us.
     #[error("the server refuses the login, or what it may do: mend [scylla] user and password, or its grants ({0})")]
     Login(String),
+    /// No connection by TLS comes about: a certificate is not trusted, or a file of ours is no good.
+    #[error(
+        "no trusted connection to the server: mend [scylla] ca_file, certificate_file or key_file, or tls where the \
+         server has none; its certificates must name the nodes' IP addresses ({0})"
+    )]
+    Untrusted(String),
     /// The server cannot be reached or does not serve for now. Goes by itself once it does; a write may have happened.
     #[error("the server does not serve for now ({0})")]
     Away(String),

@@ -10,8 +10,9 @@ use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use store::DatabaseError;
 use store::context::{Batch, ContextError, Contexts, Epoch, Version, Write};
-use store::cql::{Keyspace, Scylla};
+use store::cql::{Keyspace, Scylla, Tls};
 use store::history::{History, HistoryError, Page, Row};
+use tests::certificates::Authority;
 use uuid::Uuid;
 
 fn settings() -> Scylla {
@@ -183,4 +184,85 @@ async fn owners_that_come_at_once_get_epochs_of_their_own() {
     let mut epochs: Vec<u64> = assigned.into_iter().map(|assigned| assigned.unwrap().epoch.0).collect();
     epochs.sort_unstable();
     assert!(epochs.windows(2).all(|pair| pair[1] - pair[0] >= 10_000_000), "{epochs:?}");
+}
+
+/// A server of the test's own, which goes away with it.
+struct Secured(String);
+
+impl Secured {
+    fn start(settings: &[String]) -> (Secured, String) {
+        let secured = Secured(format!("secured.{}", std::process::id()));
+        let mut arguments = vec!["start", "--name", &secured.0];
+        arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+        let address = script(&arguments);
+        (secured, address)
+    }
+}
+
+impl Drop for Secured {
+    fn drop(&mut self) {
+        script(&["wipe", "--name", &self.0]);
+    }
+}
+
+/// Runs deploy/servers/cassandra, and returns what it prints.
+fn script(arguments: &[&str]) -> String {
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/servers/cassandra");
+    let output = std::process::Command::new(script).args(arguments).output().expect("run deploy/servers/cassandra");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() || std::thread::panicking(), "{arguments:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[tokio::test]
+async fn a_server_with_certificates_and_passwords_is_used_and_refusals_name_the_setting() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "authority");
+    let (server, client) = (authority.issue("server", &["127.0.0.1"]), authority.issue("client", &[]));
+    let pem = format!(
+        "{{enabled: true, optional: false, require_client_auth: true, ssl_context_factory: {{class_name: \
+         org.apache.cassandra.security.PEMBasedSslContextFactory}}, keystore: {}, truststore: {}}}",
+        server.both.display(),
+        authority.file.display()
+    );
+    let set = [format!("client_encryption_options={pem}"), "authenticator=PasswordAuthenticator".to_owned()];
+    let (secured, address) = tokio::task::spawn_blocking(move || Secured::start(&set)).await.unwrap();
+
+    let user = |password: &str| Some(("cassandra".to_owned(), password.to_owned()));
+    let tls = Tls { ca: Some(authority.file.clone()), identity: Some((client.certificate, client.key)) };
+    let good = Scylla {
+        nodes: vec![address.clone()],
+        login: user("cassandra"),
+        tls: Some(tls.clone()),
+        replication: "{'class': 'SimpleStrategy', 'replication_factor': 1}".to_owned(),
+        request_timeout: Duration::from_secs(20),
+        ..Scylla::default()
+    };
+    let history = open(&good, 0).await.unwrap();
+    history.upsert(vec![row(1)]).await.unwrap();
+    assert_eq!(history.turns("c", Page::After(0), 10).await.unwrap().len(), 1);
+
+    let stranger = Authority::new(folder.path(), "stranger");
+    let refused = [
+        ("wrong password", Scylla { login: user("wrong"), ..good.clone() }, "user and password"),
+        ("no password", Scylla { login: None, ..good.clone() }, "user and password"),
+        (
+            "wrong authority",
+            Scylla { tls: Some(Tls { ca: Some(stranger.file), ..tls.clone() }), ..good.clone() },
+            "ca_file",
+        ),
+        (
+            "no certificate",
+            Scylla { tls: Some(Tls { identity: None, ..tls.clone() }), ..good.clone() },
+            "certificate_file",
+        ),
+    ];
+    for (case, settings, said) in refused {
+        let error = Keyspace::connect(&settings).await.unwrap_err();
+        assert!(!error.is_transient() && error.to_string().contains(said), "{case}: {error}");
+    }
+    // In the clear it looks like a server that is away; the wait for it is bounded.
+    let error = Keyspace::connect(&Scylla { tls: None, ..good }).await.unwrap_err();
+    assert!(matches!(error, DatabaseError::Away(_)), "{error}");
+    tokio::task::spawn_blocking(|| drop(secured)).await.unwrap();
 }

@@ -5,6 +5,7 @@ mod cassandra;
 mod redis;
 mod server;
 
+pub mod certificates;
 pub mod fuzz;
 pub mod proxy;
 pub mod registry;
@@ -46,17 +47,8 @@ impl Log {
     /// A fresh one. On an Apache Kafka a test has one at a time.
     pub async fn start(partitions: i32, cuts: &[&str]) -> Log {
         let server = Server::start().await;
-        let topics: Vec<TopicSpec> = schemas::topic::wanted(cuts)
-            .into_iter()
-            .map(|topic| TopicSpec {
-                name: topic.name,
-                partitions,
-                replication: 1,
-                config: BTreeMap::from([("max.message.bytes".to_owned(), topic.max_message_bytes.to_string())]),
-            })
-            .collect();
         let kafka = server.kafka.clone();
-        Admin::connect(&kafka).expect("connect").create(&topics).await.expect("create topics");
+        Admin::connect(&kafka).expect("connect").create(&topics(partitions, cuts)).await.expect("create topics");
         let producer = Producer::connect(&kafka, &ProducerLimits::default()).expect("connect");
         Log { server, kafka, codec: Arc::new(Codec::embedded()), producer }
     }
@@ -115,6 +107,17 @@ impl Log {
         tokio::time::timeout(PATIENCE, reads).await.expect("the topic is read in time");
         records
     }
+}
+
+/// Undertone's topics, as a chain cut behind `cuts` needs them.
+pub fn topics(partitions: i32, cuts: &[&str]) -> Vec<TopicSpec> {
+    let spec = |topic: schemas::topic::Topic| TopicSpec {
+        name: topic.name,
+        partitions,
+        replication: 1,
+        config: BTreeMap::from([("max.message.bytes".to_owned(), topic.max_message_bytes.to_string())]),
+    };
+    schemas::topic::wanted(cuts).into_iter().map(spec).collect()
 }
 
 /// A stage that adds nothing.

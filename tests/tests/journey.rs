@@ -77,7 +77,7 @@ async fn event(socket: &mut Socket, kind: &str) -> Value {
 }
 
 fn kafka(running: &Running) -> Kafka {
-    Kafka { bootstrap: running.kafka().to_owned(), client_id: "test".to_owned(), properties: Default::default() }
+    Kafka { bootstrap: running.kafka().to_owned(), client_id: "test".to_owned(), ..Kafka::default() }
 }
 
 async fn first<T: Payload>(running: &Running, topic: &str) -> (Message, T) {

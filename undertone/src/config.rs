@@ -2,8 +2,9 @@
 //!
 //! The defaults live in `config/default.toml`, which is compiled in and documents every key; [`load`] lays one file and
 //! the environment over it. This module reads no clock and opens no port; it touches the disk only to read the file
-//! that it was given and the files that hold secrets.
+//! that it was given, the files that hold secrets, and certificates.
 
+mod kafka;
 mod load;
 mod redis;
 mod registry;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use secrecy::SecretString;
 use serde::Deserialize;
 
+pub use kafka::{Kafka, Protocol};
 pub use load::{DEFAULT, Error, load, table};
 pub use redis::{Redis, RedisKind};
 pub use registry::{Registry, RegistryKind};
@@ -124,28 +126,6 @@ pub enum Fsync {
     Interval,
     /// It survives a power cut.
     Acknowledge,
-}
-
-/// `[kafka]`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Kafka {
-    /// host:port,host:port; empty: the embedded broker.
-    pub bootstrap: String,
-    /// Stable name of this process.
-    pub instance: String,
-    /// Partitions of topics created here.
-    pub partitions: i32,
-    /// Copies of each partition of topics created here.
-    pub replication: i32,
-    /// Whether missing topics are created at the start.
-    pub create_topics: bool,
-    /// Longest silence of a member of a group, in seconds.
-    pub session_seconds_max: u64,
-    /// Patience with brokers out of reach at the start, in seconds.
-    pub connect_seconds_max: u64,
-    /// Further settings of librdkafka; secrets among them.
-    pub properties: BTreeMap<String, SecretString>,
 }
 
 /// `[ingest]`.
@@ -461,6 +441,7 @@ impl Config {
             self.redis.check()?;
         }
         self.registry.check()?;
+        self.kafka.check()?;
         self.check_names()?;
         self.check_bots()
     }

@@ -275,7 +275,7 @@ async fn expect_all_and_end(program: Program, total: usize) -> String {
 /// What a committed reader of the enriched turns sees: each turn once, in order, each folded once.
 async fn expect_committed(program: &Program, total: usize) {
     let bootstrap = program.said["kafka"].clone();
-    let kafka = Kafka { bootstrap, client_id: "kill-test".to_owned(), properties: BTreeMap::new() };
+    let kafka = Kafka { bootstrap, client_id: "kill-test".to_owned(), ..Kafka::default() };
     let codec = Codec::embedded();
     let mut tail = Tail::open(&kafka, topic::TURNS_ENRICHED, From::Beginning).await.unwrap();
     let mut seen: BTreeMap<String, Vec<Turn>> = BTreeMap::new();

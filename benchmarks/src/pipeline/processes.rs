@@ -1,7 +1,6 @@
 //! Two processes that share the work, a core each, beside one process on one core: the full tier on a filled topic. The
 //! broker is a third process and may use every core, as it would beside them on one machine.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -48,11 +47,8 @@ fn rate(given: &Given<'_>, texts: &[String], cores: &[usize]) -> anyhow::Result<
     let launch = Launch { arguments: &["run", "broker"], ..Launch::default() };
     let broker = Program::start(&given.undertone.path, folder.path(), &launch)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    let kafka = Kafka {
-        bootstrap: broker.kafka().to_owned(),
-        client_id: "undertone-bench".to_owned(),
-        properties: BTreeMap::new(),
-    };
+    let kafka =
+        Kafka { bootstrap: broker.kafka().to_owned(), client_id: "undertone-bench".to_owned(), ..Kafka::default() };
     // The first process makes the topics; what is there before it is ready would be worked on too early.
     let mut workers = vec![worker(given, folder.path(), broker.kafka(), cores[0])?];
     for core in &cores[1..] {

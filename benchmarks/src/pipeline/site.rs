@@ -58,7 +58,7 @@ impl Site {
         let kafka = Kafka {
             bootstrap: bootstrap.unwrap_or_default(),
             client_id: "undertone-bench".to_owned(),
-            properties: BTreeMap::new(),
+            ..Kafka::default()
         };
         let admin = Admin::connect(&kafka).context("connect to the log")?;
         let name = format!("undertone-bench-{}", uuid::Uuid::new_v4().simple());

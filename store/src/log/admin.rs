@@ -9,8 +9,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{self, ANSWER_WITHIN, LOOK_EVERY, Logged, blocking, with_properties};
+use super::client::{self, ANSWER_WITHIN, LOOK_EVERY, Logged, waiting, with_properties};
 use super::error::{classify, classify_code};
+use super::security::{Heard, ask, asking};
 use super::{Kafka, LogError};
 
 /// How long topics that were created may take until they answer: an Apache Kafka on a busy machine makes tens of
@@ -51,9 +52,9 @@ pub struct Admin {
 struct Clients {
     admin: AdminClient<Logged>,
     /// Without a group: it only asks. Unlike other clients, a consumer never creates the topic that it asks for.
-    consumer: BaseConsumer<Logged>,
+    consumer: BaseConsumer<Heard>,
     /// As the consumer, but sees records of open transactions. Made when it is first asked.
-    uncommitted: OnceLock<BaseConsumer<Logged>>,
+    uncommitted: OnceLock<BaseConsumer<Heard>>,
 }
 
 impl std::fmt::Debug for Admin {
@@ -70,7 +71,7 @@ impl Admin {
     pub fn connect(kafka: &Kafka) -> Result<Admin, LogError> {
         let config = with_properties(client::base(kafka), kafka);
         let admin = config.create_with_context(Logged).map_err(|error| classify(&error))?;
-        let consumer = config.create_with_context(Logged).map_err(|error| classify(&error))?;
+        let consumer = asking(&config)?;
         Ok(Admin {
             kafka: kafka.clone(),
             clients: Some(Arc::new(Clients { admin, consumer, uncommitted: OnceLock::new() })),
@@ -82,17 +83,16 @@ impl Admin {
     /// # Errors
     /// The brokers did not answer.
     pub async fn topics(&self) -> Result<Vec<TopicState>, LogError> {
-        let clients = self.clients();
-        let mut topics = blocking(move || {
-            let metadata = clients.admin.inner().fetch_metadata(None, ANSWER_WITHIN)?;
+        let topics = self.ask(|consumer| {
+            let metadata = consumer.fetch_metadata(None, ANSWER_WITHIN)?;
             let state = |topic: &rdkafka::metadata::MetadataTopic| TopicState {
                 name: topic.name().to_owned(),
                 partitions: i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX),
                 config: BTreeMap::new(),
             };
             Ok(metadata.topics().iter().map(state).collect::<Vec<_>>())
-        })
-        .await?;
+        });
+        let mut topics = topics.await?;
         topics.sort_by(|a, b| a.name.cmp(&b.name));
         let specifiers: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(&topic.name)).collect();
         if specifiers.is_empty() {
@@ -134,9 +134,8 @@ impl Admin {
                 Err((name, code)) => return Err(refused(&name, code)),
             }
         }
-        let clients = self.clients();
         let names: Vec<String> = wanted.iter().map(|spec| spec.name.clone()).collect();
-        blocking(move || await_leaders(&clients.consumer, &names)).await?;
+        self.ask(move |consumer| await_leaders(consumer, &names)).await?;
         Ok(created)
     }
 
@@ -145,13 +144,13 @@ impl Admin {
     /// # Errors
     /// The topic does not exist, or the brokers did not answer.
     pub async fn offsets(&self, topic: &str) -> Result<BTreeMap<i32, (i64, i64)>, LogError> {
-        let (clients, topic) = (self.clients(), topic.to_owned());
-        blocking(move || {
+        let topic = topic.to_owned();
+        self.ask(move |consumer| {
             let edge = |partition| {
-                let edges = clients.consumer.fetch_watermarks(&topic, partition, ANSWER_WITHIN)?;
+                let edges = consumer.fetch_watermarks(&topic, partition, ANSWER_WITHIN)?;
                 Ok::<_, KafkaError>((partition, edges))
             };
-            client::partitions(clients.consumer.client(), &topic)?.into_iter().map(edge).collect()
+            client::partitions(consumer.client(), &topic)?.into_iter().map(edge).collect()
         })
         .await
     }
@@ -164,24 +163,26 @@ impl Admin {
         let (clients, topic, mut config) = (self.clients(), topic.to_owned(), client::base(&self.kafka));
         config.set("isolation.level", "read_uncommitted");
         let config = with_properties(config, &self.kafka);
-        blocking(move || {
+        waiting(move || {
             let consumer = match clients.uncommitted.get() {
                 Some(consumer) => consumer,
                 None => {
-                    let made = config.create_with_context(Logged)?;
+                    let made = asking(&config)?;
                     clients.uncommitted.get_or_init(|| made)
                 }
             };
-            let mut ends = TopicPartitionList::new();
-            for partition in client::partitions(consumer.client(), &topic)? {
-                ends.add_partition_offset(&topic, partition, Offset::End)?;
-            }
-            let found = consumer.offsets_for_times(ends, ANSWER_WITHIN)?;
-            let known = found.elements().into_iter().filter_map(|element| match element.offset() {
-                Offset::Offset(offset) => Some((element.partition(), offset)),
-                _ => None,
-            });
-            Ok(known.collect())
+            ask(consumer, |consumer| {
+                let mut ends = TopicPartitionList::new();
+                for partition in client::partitions(consumer.client(), &topic)? {
+                    ends.add_partition_offset(&topic, partition, Offset::End)?;
+                }
+                let found = consumer.offsets_for_times(ends, ANSWER_WITHIN)?;
+                let known = found.elements().into_iter().filter_map(|element| match element.offset() {
+                    Offset::Offset(offset) => Some((element.partition(), offset)),
+                    _ => None,
+                });
+                Ok(known.collect())
+            })
         })
         .await
     }
@@ -192,13 +193,13 @@ impl Admin {
     /// # Errors
     /// The topic does not exist, or the brokers did not answer.
     pub async fn offsets_since(&self, topic: &str, time: i64) -> Result<BTreeMap<i32, i64>, LogError> {
-        let (clients, topic) = (self.clients(), topic.to_owned());
-        blocking(move || {
+        let topic = topic.to_owned();
+        self.ask(move |consumer| {
             let mut times = TopicPartitionList::new();
-            for partition in client::partitions(clients.consumer.client(), &topic)? {
+            for partition in client::partitions(consumer.client(), &topic)? {
                 times.add_partition_offset(&topic, partition, Offset::Offset(time))?;
             }
-            let found = clients.consumer.offsets_for_times(times, ANSWER_WITHIN)?;
+            let found = consumer.offsets_for_times(times, ANSWER_WITHIN)?;
             let known = found.elements().into_iter().filter_map(|element| match element.offset() {
                 Offset::Offset(offset) => Some((element.partition(), offset)),
                 _ => None,
@@ -216,18 +217,20 @@ impl Admin {
     pub async fn committed(&self, group: &str, topic: &str) -> Result<BTreeMap<i32, i64>, LogError> {
         let config = with_properties(client::consumer(&self.kafka, group), &self.kafka);
         let topic = topic.to_owned();
-        blocking(move || {
-            let member: BaseConsumer<Logged> = config.create_with_context(Logged)?;
-            let mut wanted = TopicPartitionList::new();
-            for partition in client::partitions(member.client(), &topic)? {
-                wanted.add_partition(&topic, partition);
-            }
-            let committed = member.committed_offsets(wanted, ANSWER_WITHIN)?;
-            let known = committed.elements().into_iter().filter_map(|element| {
-                let offset = element.offset().to_raw().filter(|&offset| offset >= 0)?;
-                Some((element.partition(), offset))
-            });
-            Ok(known.collect())
+        waiting(move || {
+            let member = asking(&config)?;
+            ask(&member, |member| {
+                let mut wanted = TopicPartitionList::new();
+                for partition in client::partitions(member.client(), &topic)? {
+                    wanted.add_partition(&topic, partition);
+                }
+                let committed = member.committed_offsets(wanted, ANSWER_WITHIN)?;
+                let known = committed.elements().into_iter().filter_map(|element| {
+                    let offset = element.offset().to_raw().filter(|&offset| offset >= 0)?;
+                    Some((element.partition(), offset))
+                });
+                Ok(known.collect())
+            })
         })
         .await
     }
@@ -235,11 +238,20 @@ impl Admin {
     /// Whether the brokers answer `within` a time.
     ///
     /// # Errors
-    /// They did not.
+    /// They did not: [`LogError::Unauthorized`] where they, or we, refuse the connection.
     pub async fn reachable(&self, within: Duration) -> Result<(), LogError> {
-        let clients = self.clients();
         // A metadata request that names a topic is the cheapest question; that there is none of that name is an answer.
-        blocking(move || clients.consumer.fetch_metadata(Some(schemas::topic::TURNS_RECEIVED), within).map(drop)).await
+        self.ask(move |consumer| consumer.fetch_metadata(Some(schemas::topic::TURNS_RECEIVED), within).map(drop)).await
+    }
+
+    /// Asks the brokers where waiting is allowed.
+    async fn ask<T, F>(&self, question: F) -> Result<T, LogError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&BaseConsumer<Heard>) -> Result<T, KafkaError> + Send + 'static,
+    {
+        let clients = self.clients();
+        waiting(move || ask(&clients.consumer, question)).await
     }
 
     fn clients(&self) -> Arc<Clients> {
@@ -255,7 +267,7 @@ impl Drop for Admin {
 
 /// Returns when each partition of these topics answers: Apache Kafka's controller acknowledges a topic before the broker
 /// knows of it, and the broker names itself as the leader before it acts as one.
-fn await_leaders(consumer: &BaseConsumer<Logged>, topics: &[String]) -> Result<(), KafkaError> {
+fn await_leaders(consumer: &BaseConsumer<Heard>, topics: &[String]) -> Result<(), KafkaError> {
     let begun = Instant::now();
     loop {
         match is_led(consumer, topics) {
@@ -269,7 +281,7 @@ fn await_leaders(consumer: &BaseConsumer<Logged>, topics: &[String]) -> Result<(
 }
 
 /// Whether every partition of these topics answers.
-fn is_led(consumer: &BaseConsumer<Logged>, topics: &[String]) -> Result<bool, KafkaError> {
+fn is_led(consumer: &BaseConsumer<Heard>, topics: &[String]) -> Result<bool, KafkaError> {
     let mut asked = TopicPartitionList::new();
     for topic in topics {
         let metadata = consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;

@@ -30,6 +30,7 @@ pub(crate) fn base(kafka: &Kafka) -> ClientConfig {
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "1000")
         .set("enable.metrics.push", "false");
+    kafka.security.set(&mut config);
     config
 }
 
@@ -94,8 +95,17 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, KafkaError> + Send + 'static,
 {
+    waiting(|| call().map_err(|error| classify(&error))).await
+}
+
+/// As [`blocking`], for a call that sorts its errors itself.
+pub(crate) async fn waiting<T, F>(call: F) -> Result<T, LogError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, LogError> + Send + 'static,
+{
     match tokio::task::spawn_blocking(call).await {
-        Ok(result) => result.map_err(|error| classify(&error)),
+        Ok(result) => result,
         Err(_) => Err(LogError::Transient("the runtime is shutting down".to_owned())),
     }
 }

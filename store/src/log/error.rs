@@ -26,8 +26,8 @@ pub enum LogError {
     /// The topic or partition does not exist.
     #[error("unknown topic or partition ({0}): create it with `undertone topics apply`")]
     UnknownTopic(String),
-    /// The brokers do not let us.
-    #[error("the brokers refuse access ({0}): check the credentials and access rules")]
+    /// The brokers do not let us, or are not those that we trust.
+    #[error("access to the brokers is refused: {0}")]
     Unauthorized(String),
     /// A setting of the client is wrong.
     #[error("wrong Kafka setting: {0}; check [kafka] in the configuration")]
@@ -169,10 +169,10 @@ pub(crate) fn classify_code(code: Code, text: String) -> LogError {
         Code::TopicAuthorizationFailed
         | Code::GroupAuthorizationFailed
         | Code::ClusterAuthorizationFailed
-        | Code::TransactionalIdAuthorizationFailed
-        | Code::SaslAuthenticationFailed
-        | Code::Authentication
-        | Code::SSL => LogError::Unauthorized(text),
+        | Code::TransactionalIdAuthorizationFailed => {
+            LogError::Unauthorized(format!("{text}; give [kafka] user the right by the brokers' access rules"))
+        }
+        Code::SaslAuthenticationFailed | Code::Authentication | Code::SSL => LogError::Unauthorized(text),
         Code::InvalidArgument | Code::InvalidConfig | Code::InvalidTransactionTimeout | Code::UnsupportedVersion => {
             LogError::Settings(text)
         }

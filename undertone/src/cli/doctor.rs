@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use store::log::Admin;
+use store::log::{Admin, LogError};
 
 use super::{Settings, runtime, say};
 use crate::config::Config;
@@ -154,8 +154,11 @@ async fn log(config: &Config) -> Vec<Check> {
         Err(error) => return vec![Check { what, found: Err(error.to_string()) }],
     };
     if let Err(error) = admin.reachable(ANSWER_WITHIN).await {
-        let found = Err(format!("no broker answers at {}: {error}; mend [kafka] bootstrap", kafka.bootstrap));
-        return vec![Check { what, found }];
+        let found = match error {
+            LogError::Unauthorized(_) => format!("the brokers at {}: {error}", kafka.bootstrap),
+            _ => format!("no broker answers at {}: {error}; mend [kafka] bootstrap", kafka.bootstrap),
+        };
+        return vec![Check { what, found: Err(found) }];
     }
     let topics = match admin.topics().await {
         Err(error) => Err(error.to_string()),

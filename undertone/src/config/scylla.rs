@@ -1,10 +1,12 @@
 //! `[scylla]`: the CQL server.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use super::kafka::holds;
 use super::{Error, conflict};
 
 /// `[scylla]`.
@@ -23,6 +25,14 @@ pub struct Scylla {
     pub user: String,
     /// Its password.
     pub password: SecretString,
+    /// Whether the nodes speak TLS.
+    pub tls: bool,
+    /// Authorities that are trusted, as PEM; empty: the system's.
+    pub ca_file: PathBuf,
+    /// Our certificate, as PEM; empty: none.
+    pub certificate_file: PathBuf,
+    /// Its private key, as PEM.
+    pub key_file: PathBuf,
     /// Requests under way at a time.
     pub requests_max: usize,
     /// Requests that wait.
@@ -37,10 +47,15 @@ impl Scylla {
     /// How the store reaches it.
     pub fn settings(&self) -> store::cql::Scylla {
         let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let file = |path: &Path| (!path.as_os_str().is_empty()).then(|| path.to_owned());
         store::cql::Scylla {
             nodes: self.nodes.split(',').map(|node| node.trim().to_owned()).filter(|node| !node.is_empty()).collect(),
             keyspace: self.keyspace.clone(),
             login: named(&self.user).map(|user| (user, self.password.expose_secret().to_owned())),
+            tls: self.tls.then(|| store::cql::Tls {
+                ca: file(&self.ca_file),
+                identity: file(&self.certificate_file).map(|certificate| (certificate, self.key_file.clone())),
+            }),
             datacenter: named(&self.datacenter),
             replication: self.replication.clone(),
             requests_max: self.requests_max,
@@ -70,6 +85,7 @@ impl Scylla {
                 "give both, or neither where the server does not ask".to_owned(),
             );
         }
+        self.check_tls()?;
         if !self.replication.trim().starts_with('{') || self.replication.contains(';') {
             return conflict(
                 format!("[scylla] replication = \"{}\" is not what CQL calls a map", self.replication),
@@ -82,5 +98,26 @@ impl Scylla {
             }
         }
         Ok(())
+    }
+
+    fn check_tls(&self) -> Result<(), Error> {
+        let files =
+            [("ca_file", &self.ca_file), ("certificate_file", &self.certificate_file), ("key_file", &self.key_file)];
+        let set = |path: &Path| !path.as_os_str().is_empty();
+        if let Some((key, _)) = files.iter().find(|(_, path)| !self.tls && set(path)) {
+            return conflict(
+                format!("[scylla] {key} is set, but tls = false has no use for it"),
+                "set tls = true, or take the key away".to_owned(),
+            );
+        }
+        if set(&self.certificate_file) != set(&self.key_file) {
+            return conflict(
+                "[scylla] has one of certificate_file and key_file only".to_owned(),
+                "give both, or neither where the server asks for no certificate".to_owned(),
+            );
+        }
+        holds("[scylla] ca_file", &self.ca_file, "CERTIFICATE")?;
+        holds("[scylla] certificate_file", &self.certificate_file, "CERTIFICATE")?;
+        holds("[scylla] key_file", &self.key_file, "PRIVATE KEY")
     }
 }

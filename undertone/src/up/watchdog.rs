@@ -56,6 +56,7 @@ pub(super) async fn reach(admin: &Admin, bootstrap: &str, patience: Duration, he
                 tracing::warn!(bootstrap, %error, "no broker answers; trying again");
                 tokio::time::sleep(RETRY).await;
             }
+            Err(error @ LogError::Unauthorized(_)) => anyhow::bail!("connect to the brokers at {bootstrap}: {error}"),
             Err(error) => {
                 anyhow::bail!(
                     "no broker answers at {bootstrap}: {error}; start it, or mend [kafka] bootstrap and properties"

@@ -12,7 +12,6 @@ use ingest::Ingest;
 use opentelemetry::metrics::Meter;
 use processors::TierPolicy;
 use schemas::{Spans, Tier};
-use secrecy::ExposeSecret as _;
 use store::Wait;
 use store::history::{History, writer};
 use store::log::{Admin, Kafka, Producer, ProducerLimits};
@@ -47,12 +46,7 @@ pub(super) struct Given {
 
 /// How the roles of this process reach the log.
 pub(crate) fn kafka(config: &Config, broker: Option<&Broker>) -> Kafka {
-    let properties = config.kafka.properties.iter();
-    Kafka {
-        bootstrap: broker.map_or_else(|| config.kafka.bootstrap.clone(), Broker::bootstrap),
-        client_id: format!("undertone-{}", config.kafka.instance),
-        properties: properties.map(|(name, value)| (name.clone(), value.expose_secret().to_owned())).collect(),
-    }
+    config.kafka.settings(broker.map_or_else(|| config.kafka.bootstrap.clone(), Broker::bootstrap))
 }
 
 impl Given {

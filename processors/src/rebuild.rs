@@ -2,12 +2,13 @@
 //!
 //! The turns carry their parts and positions, so no model runs; exactly what was committed is folded, because a
 //! transaction wrote turns and offsets together. It needs the conversation's first turn: where retention has removed
-//! turns, it refuses rather than fold a part of them.
+//! turns, it refuses rather than fold a part of them. A conversation that has moved to another partition, because there are
+//! more of them than there were, is folded in the order of its positions.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use schemas::{Codec, Turn};
+use schemas::{Codec, Stamp, Turn};
 use store::context::{Batch, ContextError, Contexts};
 use store::log::{Admin, From, Kafka, LogError, Tail};
 
@@ -20,6 +21,9 @@ const CONVERSATIONS_MAX: usize = 500;
 
 /// How often the end of the topic is looked for while no message comes.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Turns that wait at most until those before them, which stand on another partition, are read.
+const WAITING_MAX: usize = 100_000;
 
 /// Why contexts could not be rebuilt.
 #[derive(Debug, thiserror::Error)]
@@ -126,8 +130,8 @@ pub async fn rebuild(
     }
     let ends: BTreeMap<i32, i64> =
         admin.offsets(output).await?.into_iter().map(|(partition, (_, high))| (partition, high)).collect();
-    let mut open: HashMap<(i32, String), Conversation> = HashMap::new();
-    let mut rebuilt = Rebuilt::default();
+    let mut open: HashMap<String, Open> = HashMap::new();
+    let (mut rebuilt, mut waiting) = (Rebuilt::default(), 0);
     let mut tail = Tail::open(kafka, output, From::Beginning).await?;
     while tail.positions().iter().any(|(partition, next)| ends.get(partition).is_some_and(|end| next < end)) {
         // The marks that transactions leave are passed without a message: look at the positions again.
@@ -137,24 +141,39 @@ pub async fn rebuild(
         let unreadable =
             |problem: String| RebuildError::Unreadable { topic: output.to_owned(), partition, offset, problem };
         let value = message.value.as_deref().unwrap_or_default();
-        let mut turn: Turn = codec.decode(value).map_err(|e| unreadable(e.to_string()))?;
+        let turn: Turn = codec.decode(value).map_err(|e| unreadable(e.to_string()))?;
         let stamp = turn.stamp.ok_or_else(|| unreadable("a turn without a stamp".to_owned()))?;
-        let fold = |source| RebuildError::Fold { topic: output.to_owned(), partition, offset, source };
-        let conversation = match open.entry((partition, turn.conversation.clone())) {
+        let name = turn.conversation.clone();
+        let read = Read { partition, offset, stamp, turn };
+        let conversation = match open.entry(name) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
-                let fresh = chain.open(&turn.conversation, HashMap::new()).map_err(fold)?;
-                entry.insert(fresh)
+                let fresh = chain.open(entry.key(), HashMap::new()).map_err(|source| read.fault(output, source))?;
+                entry.insert(Open { conversation: fresh, partition, next: 1, waiting: BTreeMap::new() })
             }
         };
-        chain.refold(conversation, &mut turn, stamp).map_err(fold)?;
-        rebuilt.turns += 1;
+        let position = read.turn.position.unwrap_or(conversation.next);
+        if position > conversation.next && waiting < WAITING_MAX {
+            waiting += 1;
+            conversation.waiting.insert(position, read);
+            continue;
+        }
+        rebuilt.turns += conversation.refold(chain, output, read)?;
+        while let Some(read) = conversation.waiting.remove(&conversation.next) {
+            waiting -= 1;
+            rebuilt.turns += conversation.refold(chain, output, read)?;
+        }
     }
     let mut by_partition: BTreeMap<i32, Vec<Conversation>> = BTreeMap::new();
-    for ((partition, _), conversation) in open {
-        by_partition.entry(partition).or_default().push(conversation);
+    let partitions = admin.offsets(&plan.input).await?.len();
+    for mut open in open.into_values() {
+        // What was waited for has expired: the first that waits says so.
+        if let Some((_, read)) = open.waiting.pop_first() {
+            open.refold(chain, output, read)?;
+        }
+        by_partition.entry(open.partition).or_default().push(open.conversation);
     }
-    for (partition, watermark) in committed {
+    for (&partition, &watermark) in &committed {
         let epoch = contexts.assign(chain.name(), partition).await?.epoch;
         contexts.clear_partition(chain.name(), partition, epoch, &chain.slices()).await?;
         let mut conversations = by_partition.remove(&partition).unwrap_or_default();
@@ -177,5 +196,44 @@ pub async fn rebuild(
         // The watermark goes last: without it the processors refuse to start.
         contexts.save(batch(watermark, Vec::new())).await?;
     }
+    // There are more partitions than there were: conversations that move to the new ones continue from what is here.
+    if chain.is_first() && committed.len() < partitions {
+        contexts.note_drained(&committed).await?;
+    }
     Ok(rebuilt)
+}
+
+/// A conversation that is being folded.
+struct Open {
+    conversation: Conversation,
+    /// That of the turn folded last.
+    partition: i32,
+    /// The position of the turn to fold next.
+    next: i64,
+    /// Turns behind it, by position.
+    waiting: BTreeMap<i64, Read>,
+}
+
+/// An enriched turn as it was read.
+struct Read {
+    partition: i32,
+    offset: i64,
+    stamp: Stamp,
+    turn: Turn,
+}
+
+impl Read {
+    fn fault(&self, topic: &str, source: Failure) -> RebuildError {
+        RebuildError::Fold { topic: topic.to_owned(), partition: self.partition, offset: self.offset, source }
+    }
+}
+
+impl Open {
+    /// Folds one turn.
+    fn refold(&mut self, chain: &Chain, topic: &str, mut read: Read) -> Result<u64, RebuildError> {
+        chain.refold(&mut self.conversation, &mut read.turn, read.stamp).map_err(|source| read.fault(topic, source))?;
+        self.partition = read.partition;
+        self.next += 1;
+        Ok(1)
+    }
 }

@@ -11,7 +11,7 @@ mod cache;
 mod scylla;
 mod sqlite;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -358,6 +358,26 @@ impl Contexts {
         }
     }
 
+    /// Notes, before the topics get more partitions, that every turn below these offsets of `turns.received` was folded: a
+    /// conversation that moves to another partition continues from a slice that was folded below them.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn note_drained(&self, below: &BTreeMap<i32, i64>) -> Result<(), ContextError> {
+        match &self.backend {
+            Backend::Sqlite(contexts) => contexts.note_drained(below).await?,
+            Backend::Scylla(contexts) => contexts.note_drained(below).await?,
+        }
+        // A conversation that moves away and comes back must not meet in a cache what it left there: what is cached is
+        // known by the name of the last save.
+        for Watermark { chain, partition, watermark, .. } in self.watermarks().await? {
+            let Some(watermark) = watermark else { continue };
+            let epoch = self.assign(&chain, partition).await?.epoch;
+            self.save(Batch { chain, partition, epoch, watermark, writes: Vec::new() }).await?;
+        }
+        Ok(())
+    }
+
     /// Forgets a chain's slices of a partition, its watermark and its attempt, before they are folded anew. The epoch
     /// stays, so that an older owner cannot come back.
     ///
@@ -454,7 +474,8 @@ pub enum ContextError {
     /// The slice was folded on another partition: the number of partitions changed, or it is another topic.
     #[error(
         "slice {stage} of conversation {conversation:?} was folded on partition {found}, the conversation is now on \
-         {expected}: grow partitions only when all are drained, then run `undertone contexts rebuild`"
+         {expected}: partitions were added while turns were under way, or an intake went on with the old number; stop \
+         all roles, and run `undertone contexts rebuild` (next time add them with `undertone topics grow`)"
     )]
     ForeignPartition {
         /// The conversation.
@@ -477,7 +498,9 @@ impl From<rusqlite::Error> for ContextError {
     }
 }
 
-/// The newest version whose stamp is below `below`; `Ok(None)` for a conversation that was new there.
+/// The newest version whose stamp is below `below`; `Ok(None)` for a conversation that was new there. A stamp of another
+/// partition counts as below if that one had been drained beyond it before partitions were added; `drained` has the
+/// offsets.
 ///
 /// # Errors
 /// [`ContextError::NoVersionBelow`] and [`ContextError::ForeignPartition`].
@@ -486,10 +509,15 @@ pub(crate) fn newest_below(
     partition: i32,
     below: i64,
     record: Record,
+    drained: &BTreeMap<i32, i64>,
 ) -> Result<Option<Version>, ContextError> {
     let Record { stage, current, previous } = record;
+    let before = |version: &Version| match version.stamp.partition {
+        own if own == partition => Some(version.stamp.offset < below),
+        other => drained.get(&other).filter(|drained| version.stamp.offset < **drained).map(|_| true),
+    };
     let versions = [Some(&current), previous.as_ref()];
-    if let Some(foreign) = versions.into_iter().flatten().find(|version| version.stamp.partition != partition) {
+    if let Some(foreign) = versions.into_iter().flatten().find(|version| before(version).is_none()) {
         return Err(ContextError::ForeignPartition {
             conversation: conversation.to_owned(),
             stage,
@@ -497,12 +525,13 @@ pub(crate) fn newest_below(
             expected: partition,
         });
     }
-    if current.stamp.offset < below {
+    let is_before = |version: &Version| before(version) == Some(true);
+    if is_before(&current) {
         return Ok(Some(current));
     }
     match previous {
         None => Ok(None),
-        Some(previous) if previous.stamp.offset < below => Ok(Some(previous)),
+        Some(previous) if is_before(&previous) => Ok(Some(previous)),
         Some(previous) => Err(ContextError::NoVersionBelow {
             conversation: conversation.to_owned(),
             stage,

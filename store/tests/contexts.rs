@@ -31,6 +31,7 @@ contract!(
     new_conversation_is_absent_until_its_first_batch_is_below,
     slice_without_a_version_below_is_an_error,
     slice_of_another_partition_is_an_error,
+    slice_of_a_partition_that_was_worked_off_before_the_conversation_moved_is_continued,
     older_epoch_has_no_effect,
     batches_of_several_partitions_are_saved_and_loaded_together_or_not_at_all,
     epoch_that_was_never_issued_has_no_effect,
@@ -126,6 +127,21 @@ async fn slice_of_another_partition_is_an_error(contexts: Contexts) {
     contexts.save(batch(epoch, 1, 10, vec![write("c", "emotion", version(1, 9), None)])).await.unwrap();
     let error = loaded(&contexts, 100, "c").await.unwrap_err();
     assert!(matches!(error, ContextError::ForeignPartition { found: 1, expected: 0, .. }), "{error}");
+}
+
+async fn slice_of_a_partition_that_was_worked_off_before_the_conversation_moved_is_continued(contexts: Contexts) {
+    let epoch = contexts.assign("all", 1).await.unwrap().epoch;
+    contexts.save(batch(epoch, 1, 10, vec![write("c", "emotion", version(1, 9), None)])).await.unwrap();
+    contexts.note_drained(&[(1, 9)].into()).await.unwrap();
+    loaded(&contexts, 0, "c").await.unwrap_err();
+    contexts.note_drained(&[(1, 10)].into()).await.unwrap();
+    assert_eq!(loaded(&contexts, 0, "c").await.unwrap(), Some(9));
+    // It moves; after an abort there it is still the older slice.
+    let epoch = contexts.assign("all", 0).await.unwrap().epoch;
+    let moved = write("c", "emotion", version(0, 4), Some(version(1, 9)));
+    contexts.save(batch(epoch, 0, 5, vec![moved])).await.unwrap();
+    assert_eq!(loaded(&contexts, 4, "c").await.unwrap(), Some(9));
+    assert_eq!(loaded(&contexts, 5, "c").await.unwrap(), Some(4));
 }
 
 async fn older_epoch_has_no_effect(contexts: Contexts) {

@@ -53,6 +53,11 @@ impl Log {
         Log { server, kafka, codec: Arc::new(Codec::embedded()), producer }
     }
 
+    /// Forgets how many partitions there are, as an intake that is started again does.
+    pub fn reconnect(&mut self) {
+        self.producer = Producer::connect(&self.kafka, &ProducerLimits::default()).expect("connect");
+    }
+
     /// A folder for the test's other files.
     pub fn folder(&self) -> &std::path::Path {
         self.server.folder()

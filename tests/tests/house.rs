@@ -24,6 +24,7 @@ const NAMED_BY: &[(&str, &[&str])] = &[
     ("sqlx", &["store"]),
     ("scylla", &["store"]),
     ("redis", &["store"]),
+    ("openssl", &["store"]),
     ("ort", &["processors"]),
     ("apache-avro", &["schemas"]),
     ("kafka-protocol", &["broker"]),

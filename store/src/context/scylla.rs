@@ -11,8 +11,9 @@
 //! An older owner is told so before it writes; should it lose the partition between the question and the write, the
 //! write times decide.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use schemas::Stamp;
@@ -35,22 +36,27 @@ const WRITES_AN_EPOCH: i64 = 10_000_000;
 const ASSIGN_TRIES_MAX: usize = 16;
 /// Conversations that are looked through at a time where all are.
 const SCAN_MAX: usize = 256;
+/// How long the clock is waited for before partitions are added: epochs that were issued in a row run ahead of it.
+const CLOCK_WAIT_MAX: Duration = Duration::from_secs(300);
 
 static TABLES: Tables = Tables {
     name: "contexts",
-    migrations: &[&[
-        "CREATE TABLE IF NOT EXISTS {}.epochs (
+    migrations: &[
+        &[
+            "CREATE TABLE IF NOT EXISTS {}.epochs (
             chain text, partition int, epoch bigint, owner uuid, PRIMARY KEY ((chain, partition))
         )",
-        "CREATE TABLE IF NOT EXISTS {}.marks (
+            "CREATE TABLE IF NOT EXISTS {}.marks (
             chain text, partition int, watermark bigint, attempt_offset bigint, attempt_count int,
             PRIMARY KEY ((chain, partition))
         )",
-        "CREATE TABLE IF NOT EXISTS {}.slices (
+            "CREATE TABLE IF NOT EXISTS {}.slices (
             conversation text, stage text, partition int, current blob, previous blob,
             PRIMARY KEY (conversation, stage)
         ) WITH compaction = {'class': 'LeveledCompactionStrategy'}",
-    ]],
+        ],
+        &["CREATE TABLE IF NOT EXISTS {}.drained (partition int PRIMARY KEY, below bigint)"],
+    ],
 };
 
 /// Handle on the contexts; clones share its connections.
@@ -82,6 +88,8 @@ struct Statements {
     first_names: PreparedStatement,
     names: PreparedStatement,
     stages: PreparedStatement,
+    drained: PreparedStatement,
+    put_drained: PreparedStatement,
 }
 
 impl Scylla {
@@ -128,6 +136,8 @@ impl Scylla {
             names: prepare("SELECT DISTINCT conversation FROM {}.slices WHERE token(conversation) > token(?) LIMIT ?")
                 .await?,
             stages: prepare("SELECT stage, partition FROM {}.slices WHERE conversation = ?").await?,
+            drained: prepare("SELECT partition, below FROM {}.drained").await?,
+            put_drained: prepare("INSERT INTO {}.drained (partition, below) VALUES (?, ?)").await?,
         };
         // What was decided, not what is still being decided.
         statements.epoch.set_consistency(Consistency::LocalSerial);
@@ -215,10 +225,17 @@ impl Scylla {
         }
         let all: Vec<_> = stream::iter(reads).buffer_unordered(REQUESTS_MAX).try_collect().await?;
         let mut found = HashMap::new();
+        // Asked for once a slice of another partition is met: that is after a growth alone.
+        let (mut drained, mut is_asked) = (BTreeMap::new(), false);
         for (partition, below, conversation, records) in all {
             for record in records.into_iter().filter(|record| stages.contains(&record.stage.as_str())) {
                 let stage = record.stage.clone();
-                if let Some(version) = newest_below(&conversation, partition, below, record)? {
+                let versions = || [Some(&record.current), record.previous.as_ref()].into_iter().flatten();
+                if !is_asked && versions().any(|version| version.stamp.partition != partition) {
+                    let rows: Vec<(i32, i64)> = self.0.keyspace.read(&self.0.statements.drained, ()).await?;
+                    (drained, is_asked) = (rows.into_iter().collect(), true);
+                }
+                if let Some(version) = newest_below(&conversation, partition, below, record, &drained)? {
                     found.insert((conversation.clone(), stage), version);
                 }
             }
@@ -310,6 +327,25 @@ impl Scylla {
             .collect();
         all.sort_by(|one, other| (&one.chain, one.partition).cmp(&(&other.chain, other.partition)));
         Ok(all)
+    }
+
+    /// See [`super::Contexts::note_drained`].
+    pub(super) async fn note_drained(&self, below: &BTreeMap<i32, i64>) -> Result<(), ContextError> {
+        let (keyspace, statements) = (&self.0.keyspace, &self.0.statements);
+        // Write times of one partition are compared with those of another once a conversation has moved: all that are
+        // issued from now on, which begin with the clock, must be beyond all that were.
+        let newest = self.watermarks().await?.into_iter().map(|known| known.epoch.0 as i64).max();
+        let settled = newest.map_or(0, |newest| newest.saturating_add(WRITES_AN_EPOCH));
+        let ahead = Duration::from_micros(u64::try_from(settled - micros()).unwrap_or(0));
+        if ahead > CLOCK_WAIT_MAX {
+            let what = format!("epochs are {} s ahead of this machine's clock: set it", ahead.as_secs());
+            return Err(DatabaseError::Other(what).into());
+        }
+        tokio::time::sleep(ahead).await;
+        for (partition, below) in below {
+            keyspace.write(&statements.put_drained, (partition, below)).await?;
+        }
+        Ok(())
     }
 
     /// See [`super::Contexts::clear_partition`].

@@ -2,7 +2,7 @@
 //!
 //! Slices are found by conversation and stage; epochs, watermarks and attempts by chain and partition.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,6 +43,7 @@ static LAYOUT: Layout = Layout {
             PRIMARY KEY (chain, partition)
         ) STRICT, WITHOUT ROWID;",
         "ALTER TABLE partitions ADD COLUMN saved INTEGER;",
+        "CREATE TABLE drained (partition INTEGER PRIMARY KEY, below INTEGER NOT NULL) STRICT;",
     ],
 };
 
@@ -91,12 +92,13 @@ impl Sqlite {
         let stages: Vec<String> = stages.iter().map(|&stage| stage.to_owned()).collect();
         self.database
             .read(move |transaction| {
+                let drained = drained(transaction)?;
                 let mut found = HashMap::new();
                 for Start { partition, below, conversations, .. } in starts {
                     for conversation in conversations {
                         for record in records(transaction, &conversation, Some(&stages))? {
                             let stage = record.stage.clone();
-                            if let Some(version) = newest_below(&conversation, partition, below, record)? {
+                            if let Some(version) = newest_below(&conversation, partition, below, record, &drained)? {
                                 found.insert((conversation.clone(), stage), version);
                             }
                         }
@@ -192,6 +194,19 @@ impl Sqlite {
             .await
     }
 
+    /// See [`super::Contexts::note_drained`].
+    pub(super) async fn note_drained(&self, below: &BTreeMap<i32, i64>) -> Result<(), ContextError> {
+        let below = below.clone();
+        let write = move |transaction: &Transaction<'_>| {
+            let mut statement = transaction.prepare_cached("INSERT OR REPLACE INTO drained VALUES (?1, ?2)")?;
+            for (partition, below) in &below {
+                statement.execute(params![partition, below])?;
+            }
+            Ok(())
+        };
+        self.database.write(write).await
+    }
+
     /// See [`super::Contexts::clear_partition`].
     pub(super) async fn clear_partition(
         &self,
@@ -250,6 +265,13 @@ fn own(transaction: &Transaction<'_>, chain: &str, partition: i32, epoch: Epoch)
     }
     let newest = newest.unwrap_or(0);
     Err(ContextError::Fenced { chain: chain.to_owned(), partition, ours: epoch.0, newest })
+}
+
+/// How far each partition had been worked off before partitions were added.
+fn drained(transaction: &Transaction<'_>) -> Result<BTreeMap<i32, i64>, DatabaseError> {
+    let mut statement = transaction.prepare_cached("SELECT partition, below FROM drained")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn write(transaction: &Transaction<'_>, slice: &Write) -> Result<(), ContextError> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
@@ -38,6 +38,8 @@ pub struct TopicState {
     pub name: String,
     /// Number of partitions.
     pub partitions: i32,
+    /// Copies of each record, of the partition that has the fewest.
+    pub replication: i32,
     /// All its settings, defaults included.
     pub config: BTreeMap<String, String>,
 }
@@ -88,6 +90,7 @@ impl Admin {
             let state = |topic: &rdkafka::metadata::MetadataTopic| TopicState {
                 name: topic.name().to_owned(),
                 partitions: i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX),
+                replication: topic.partitions().iter().map(|one| one.replicas().len() as i32).min().unwrap_or(0),
                 config: BTreeMap::new(),
             };
             Ok(metadata.topics().iter().map(state).collect::<Vec<_>>())
@@ -135,8 +138,38 @@ impl Admin {
             }
         }
         let names: Vec<String> = wanted.iter().map(|spec| spec.name.clone()).collect();
-        self.ask(move |consumer| await_leaders(consumer, &names)).await?;
+        self.ask(move |consumer| await_leaders(consumer, &names, 1)).await?;
         Ok(created)
+    }
+
+    /// Gives topics more partitions, up to so many each, and returns when all of them can be written and read.
+    ///
+    /// # Errors
+    /// The brokers did not answer, or refuse; some topics may have been grown by then.
+    pub async fn grow(&self, topics: &[String], partitions: i32) -> Result<(), LogError> {
+        let count = usize::try_from(partitions).unwrap_or(0);
+        for topic in topics {
+            let more = [NewPartitions::new(topic, count)];
+            let answers = self.clients().admin.create_partitions(&more, &options()).await;
+            for answer in answers.map_err(|error| classify(&error))? {
+                answer.map_err(|(name, code)| refused(&name, code))?;
+            }
+        }
+        let names = topics.to_vec();
+        self.ask(move |consumer| await_leaders(consumer, &names, partitions)).await
+    }
+
+    /// How many members a group has.
+    ///
+    /// # Errors
+    /// The brokers did not answer.
+    pub async fn members(&self, group: &str) -> Result<usize, LogError> {
+        let group = group.to_owned();
+        self.ask(move |consumer| {
+            let listed = consumer.fetch_group_list(Some(&group), ANSWER_WITHIN)?;
+            Ok(listed.groups().iter().filter(|found| found.name() == group).map(|found| found.members().len()).sum())
+        })
+        .await
     }
 
     /// Oldest offset and last stable offset, by partition: records behind the first open transaction do not count.
@@ -265,12 +298,12 @@ impl Drop for Admin {
     }
 }
 
-/// Returns when each partition of these topics answers: Apache Kafka's controller acknowledges a topic before the broker
+/// Returns when each partition of these topics answers, and there are as many at least: Apache Kafka's controller acknowledges a topic before the broker
 /// knows of it, and the broker names itself as the leader before it acts as one.
-fn await_leaders(consumer: &BaseConsumer<Heard>, topics: &[String]) -> Result<(), KafkaError> {
+fn await_leaders(consumer: &BaseConsumer<Heard>, topics: &[String], partitions: i32) -> Result<(), KafkaError> {
     let begun = Instant::now();
     loop {
-        match is_led(consumer, topics) {
+        match is_led(consumer, topics, partitions) {
             Ok(true) => return Ok(()),
             Err(error) if !classify(&error).is_transient() => return Err(error),
             Ok(false) | Err(_) if begun.elapsed() < LED_WITHIN => std::thread::sleep(LOOK_EVERY),
@@ -281,12 +314,12 @@ fn await_leaders(consumer: &BaseConsumer<Heard>, topics: &[String]) -> Result<()
 }
 
 /// Whether every partition of these topics answers.
-fn is_led(consumer: &BaseConsumer<Heard>, topics: &[String]) -> Result<bool, KafkaError> {
+fn is_led(consumer: &BaseConsumer<Heard>, topics: &[String], at_least: i32) -> Result<bool, KafkaError> {
     let mut asked = TopicPartitionList::new();
     for topic in topics {
         let metadata = consumer.fetch_metadata(Some(topic), ANSWER_WITHIN)?;
         let partitions = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
-        if partitions.is_empty() || partitions.iter().any(|partition| partition.leader() < 0) {
+        if partitions.len() < at_least.max(1) as usize || partitions.iter().any(|partition| partition.leader() < 0) {
             return Ok(false);
         }
         for partition in partitions {

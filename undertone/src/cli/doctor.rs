@@ -163,9 +163,13 @@ async fn log(config: &Config) -> Vec<Check> {
     let topics = match admin.topics().await {
         Err(error) => Err(error.to_string()),
         Ok(existing) => {
-            let findings = topics::compare(&up::topics_wanted(config), &existing);
+            let findings = topics::compare(&up::topics_wanted(config), &existing, &kafka.bootstrap);
             let missing = findings.iter().filter(|f| matches!(f.state, State::Missing(_))).count();
-            if missing == 0 { ok("all exist") } else { Err(format!("{missing} are missing; `undertone topics apply`")) }
+            match topics::refuse(&findings) {
+                Err(error) => Err(error.to_string()),
+                Ok(()) if missing == 0 => ok("all exist"),
+                Ok(()) => Err(format!("{missing} are missing; `undertone topics apply`")),
+            }
         }
     };
     vec![Check { what, found: Ok(format!("answers at {}", kafka.bootstrap)) }, Check { what: "topics", found: topics }]

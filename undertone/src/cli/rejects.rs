@@ -184,7 +184,9 @@ async fn create_topics(config: &Config, kafka: &Kafka) -> anyhow::Result<()> {
     let existing = admin.topics().await.context("list the topics")?;
     let wanted = up::topics_wanted(config);
     let wanted: Vec<_> = wanted.into_iter().filter(|spec| spec.name == schemas::topic::REDRIVES).collect();
-    topics::apply(&admin, &topics::compare(&wanted, &existing)).await.context("create the topic of the notes")?;
+    topics::apply(&admin, &topics::compare(&wanted, &existing, &kafka.bootstrap))
+        .await
+        .context("create the topic of the notes")?;
     Ok(())
 }
 

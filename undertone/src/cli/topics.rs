@@ -1,4 +1,5 @@
-//! `undertone topics` and `undertone topics apply`: the topics, and the schemas of what stands in them.
+//! `undertone topics` and `undertone topics apply`: the topics, and the schemas of what stands in them; and
+//! `undertone topics grow`: more partitions.
 //!
 //! The schemas come first: they need no log, and an embedded one runs only in a process that needs them registered.
 
@@ -10,11 +11,14 @@ use store::log::Admin;
 use store::registry::subjects::{self, Finding, LEVEL, State};
 use store::registry::{Client, RegistryError};
 
+use super::replay::reach;
 use super::{runtime, say};
 use crate::config::Config;
+use crate::health::Health;
 use crate::telemetry::Metrics;
-use crate::topics::{self, State as TopicState};
-use crate::up;
+use crate::topics::grow::{self, QUIET_FOR};
+use crate::topics::{self, Difference, State as TopicState};
+use crate::{telemetry, up};
 
 #[derive(Debug, Args)]
 pub(super) struct Topics {
@@ -37,6 +41,15 @@ enum TopicsCommand {
         #[arg(long)]
         schemas: bool,
     },
+    /// Add partitions to all topics, if every turn in them is worked off and nobody works on them.
+    Grow {
+        /// How many each of them is to have.
+        #[arg(long, value_name = "N")]
+        partitions: i32,
+        /// Only look whether they can be added, and say to which topics.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 /// What is to be done about what is missing.
@@ -53,6 +66,7 @@ pub(super) fn topics(config: &Config, args: &Topics) -> anyhow::Result<ExitCode>
         Some(TopicsCommand::Apply { dry_run, schemas }) => {
             (if dry_run { What::DryRun } else { What::Apply }, schemas || args.schemas)
         }
+        Some(TopicsCommand::Grow { partitions, dry_run }) => return grow(config, partitions, dry_run),
     };
     runtime()?.block_on(async {
         // Neither waits for the other: what one says is worth hearing while the other is away.
@@ -140,13 +154,19 @@ async fn topics_of(config: &Config, what: What) -> anyhow::Result<()> {
         format!("list the topics at {}; {mend}", kafka.bootstrap)
     })?;
     let wanted = up::topics_wanted(config);
-    let findings = topics::compare(&wanted, &existing);
+    let findings = topics::compare(&wanted, &existing, &kafka.bootstrap);
     let mut text = String::new();
     for finding in &findings {
         let state = match &finding.state {
             TopicState::Same => "exists".to_owned(),
             TopicState::Missing(spec) => format!("missing: {} partitions", spec.partitions),
-            TopicState::Differs(lines) => format!("exists, but {}", lines.join("; ")),
+            TopicState::Differs(differences) => {
+                let told = differences.iter().map(|Difference { what, mend }| match mend {
+                    Some(mend) => format!("{what} (keeps the program from starting; {mend})"),
+                    None => what.clone(),
+                });
+                format!("exists, but {}", told.collect::<Vec<_>>().join("; "))
+            }
         };
         text += &format!("{:<42} {state}\n", finding.name);
     }
@@ -165,4 +185,39 @@ async fn topics_of(config: &Config, what: What) -> anyhow::Result<()> {
     }
     say(&text)?;
     Ok(())
+}
+
+/// Adds partitions to all topics, if everything in them is worked off.
+fn grow(config: &Config, partitions: i32, dry_run: bool) -> anyhow::Result<ExitCode> {
+    telemetry::start_log(&config.log, None)?;
+    runtime()?.block_on(async {
+        let (kafka, broker) = reach(config).await?;
+        let grown = async {
+            let admin = Admin::connect(&kafka).context("connect to the log (settings: [kafka])")?;
+            let order = processors::stages::ORDER;
+            let existing = admin.topics().await.context("list the topics")?;
+            let readers = grow::readers(&config.processors.group, &config.history.group, order, &existing);
+            let growth = grow::plan(&admin, &readers, &existing, order, partitions, QUIET_FOR).await?;
+            if !dry_run {
+                let contexts = up::Databases::new(Health::default()).contexts(config).await?;
+                grow::grow(&admin, &contexts, &growth).await?;
+            }
+            Ok::<_, anyhow::Error>(growth.topics)
+        };
+        let grown = grown.await;
+        if let Some(broker) = broker {
+            broker.stop().await;
+        }
+        let grown = grown?;
+        if grown.is_empty() {
+            return say(&format!("all topics have {partitions} partitions"));
+        }
+        let done = if dry_run { "would get" } else { "have" };
+        let mut text: String = grown.iter().map(|topic| format!("{topic}\n")).collect();
+        text += &format!("{} topics {done} {partitions} partitions\n", grown.len());
+        if !dry_run {
+            text += &format!("set [kafka] partitions = {partitions}, and start the roles again, the intake too\n");
+        }
+        say(&text)
+    })
 }

@@ -90,15 +90,17 @@ impl Given {
         watchdog::reach(&admin, &self.kafka.bootstrap, patience, &self.health).await?;
         let wanted = super::topics_wanted(&self.config);
         let existing = admin.topics().await.context("list the topics")?;
-        let findings = topics::compare(&wanted, &existing);
+        let findings = topics::compare(&wanted, &existing, &self.kafka.bootstrap);
+        topics::refuse(&findings)?;
         let missing = findings.iter().filter(|f| matches!(f.state, topics::State::Missing(_))).count();
         anyhow::ensure!(
             missing == 0 || self.config.kafka.create_topics,
             "{missing} topics are missing and [kafka] create_topics = false; create them with `undertone topics apply`"
         );
         for finding in &findings {
-            if let topics::State::Differs(lines) = &finding.state {
-                tracing::warn!(topic = finding.name, differences = lines.join("; "), "topic is not as wanted");
+            if let topics::State::Differs(differences) = &finding.state {
+                let differences: Vec<&str> = differences.iter().map(|difference| difference.what.as_str()).collect();
+                tracing::warn!(topic = finding.name, differences = differences.join("; "), "topic is not as wanted");
             }
         }
         let created = topics::apply(&admin, &findings).await.context("create the missing topics")?;

@@ -10,7 +10,7 @@ LIBRARY := .cache/onnxruntime/libonnxruntime.so
 PROGRAM := $(CARGO_TARGET_DIR)/release/undertone
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo build test test-kafka test-cassandra test-redis check bench fuzz eval models
+.PHONY: help up demo build test test-kafka test-cassandra test-redis test-registry check bench fuzz eval models
 
 help: ## Print this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-cassandra: $(LIBRARY) ## Run what is about history and contexts on an Apach
 
 test-redis: $(LIBRARY) ## Run what is about contexts behind a Redis (redis-server, or Debian's package into .servers/).
 	deploy/servers/redis with tests/redis
+
+test-registry: build ## Run what is about the schema registry on an Apicurio Registry, installed into .servers/ (needs Java 21, Maven).
+	deploy/servers/apicurio with tests/apicurio $(PROGRAM)
 
 check: $(LIBRARY) ## Format, lints and documentation, as CI checks them.
 	$(CARGO) fmt --check

@@ -27,7 +27,7 @@ pub use client::{Client, RegistryError};
 
 /// First and longest pause between two tries to reach a registry that is away; each is cut by up to a half, at random, so
 /// that processes which lost it together do not come back together.
-pub const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+pub const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// Ids that are remembered as unknown to the registry, and for how long: a stream of nonsense is no storm of questions,
 /// and what is registered late is found.
 const ABSENT_MAX: usize = 1024;

@@ -2,8 +2,9 @@
 
     python serve.py PROGRAM CLIENT…
 
-The client gets the registry's URL and the Kafka address as its last arguments. Ends with the client's exit status, or
-with 1 if the program does not start, does not take the update, or does not stop in order.
+The client gets the registry's URL and the Kafka address as its last arguments. The registry is the program's own, or the
+Apicurio Registry that UNDERTONE_TEST_APICURIO names, with the schemas registered as a deployment does it. Ends with the
+client's exit status, or with 1 if the program does not start, does not take the update, or does not stop in order.
 """
 
 import json
@@ -25,6 +26,11 @@ def main(program: str, client: list[str]) -> int:
         "UNDERTONE__BROKER__LISTEN": "127.0.0.1:0",
         "UNDERTONE__TELEGRAM__BOTS__HELPER__WEBHOOK_SECRET": SECRET,
     }
+    registry = None
+    if apicurio := os.environ.get("UNDERTONE_TEST_APICURIO"):
+        registry = f"http://{apicurio}/apis/ccompat/v7"
+        settings |= {"UNDERTONE__REGISTRY__KIND": "confluent", "UNDERTONE__REGISTRY__URL": registry}
+        subprocess.run([program, "topics", "apply", "--schemas"], check=True, env={**os.environ, **settings})
     process = subprocess.Popen(
         [program, "up", "--ephemeral"], stdout=subprocess.PIPE, text=True, env={**os.environ, **settings}
     )
@@ -53,7 +59,7 @@ def main(program: str, client: list[str]) -> int:
         )
         with urllib.request.urlopen(request) as answer:
             assert answer.status == 200, answer.status
-        code = subprocess.run([*client, f"{http[1]}/registry", kafka[1]]).returncode
+        code = subprocess.run([*client, registry or f"{http[1]}/registry", kafka[1]]).returncode
     finally:
         process.send_signal(signal.SIGTERM)
         stopped = process.wait(timeout=STOP_S_MAX)

@@ -12,6 +12,9 @@ pub mod cache;
 pub mod load;
 pub mod compare;
 pub mod timeline;
+pub mod outages;
+mod gate;
+mod sight;
 mod process;
 mod fleet;
 mod store;
@@ -25,6 +28,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ::store::context::Contexts;
+use ::store::history::History;
 use ::store::log::Kafka;
 use anyhow::Context as _;
 use processors::{Chain, Models};
@@ -159,7 +164,10 @@ async fn faults(
     counted.cancel();
     let _ = counting.await;
     let codec = Arc::new(Codec::embedded());
-    let evidence = read::evidence(&kafka, &folder.join("data"), &codec, said).await.context("read what came out")?;
+    let data = folder.join("data");
+    let history = History::open(&data.join("history.sqlite")).await.context("open the history")?;
+    let contexts = Contexts::open(&data.join("contexts.sqlite")).await.context("open the contexts")?;
+    let evidence = read::evidence(&kafka, &history, &contexts, &codec, said).await.context("read what came out")?;
     tell("comparing with a fold of the log by a single thread");
     let findings = tokio::task::block_in_place(|| {
         let models = Models::open(&undertone.models, &undertone.onnxruntime, &processors::Options { cores: 1 })?;

@@ -79,6 +79,9 @@ pub struct Limits {
     pub session_timeout: Duration,
     /// The broker aborts a transaction that is open for longer.
     pub transaction_timeout: Duration,
+    /// How often a commit whose outcome is in doubt is asked for before the client of the log is replaced. While the brokers
+    /// are away each takes as long as a transaction may; the group takes a client that is replaced for dead first.
+    pub commit_attempts_max: u32,
     /// The group gives away the partitions of a process that works on a batch for longer.
     pub work_time_max: Duration,
     /// Aborts in a row before the role gives up.
@@ -95,8 +98,9 @@ impl Default for Limits {
             batch_turns_max: 512,
             batch_bytes_max: 4 * 1024 * 1024,
             fetch_ahead_bytes_max: 8 * 1024 * 1024,
-            session_timeout: Duration::from_secs(10),
+            session_timeout: Duration::from_secs(6),
             transaction_timeout: Duration::from_secs(10),
+            commit_attempts_max: 28,
             work_time_max: Duration::from_secs(300),
             aborts_max: 20,
             start_wait_max: Duration::from_secs(60),
@@ -271,6 +275,7 @@ impl Runner {
             topic: self.plan.input.clone(),
             transactional_id: self.transactional_id.clone(),
             transaction_timeout: self.limits.transaction_timeout,
+            commit_attempts_max: self.limits.commit_attempts_max,
             session_timeout: self.limits.session_timeout,
             work_time_max: self.limits.work_time_max,
             fetch_ahead_bytes_max: self.limits.fetch_ahead_bytes_max,

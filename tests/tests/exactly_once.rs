@@ -283,6 +283,7 @@ async fn a_member_that_lost_its_partition_is_not_confirmed_and_cannot_commit() {
         topic: schemas::topic::TURNS_RECEIVED.to_owned(),
         transactional_id: id.to_owned(),
         transaction_timeout: Duration::from_secs(10),
+        commit_attempts_max: 5,
         session_timeout: Duration::from_secs(6),
         work_time_max: Duration::from_secs(6),
         fetch_ahead_bytes_max: 1 << 20,

@@ -135,6 +135,7 @@ fn settings(id: &str) -> Settings {
         topic: TURNS_RECEIVED.to_owned(),
         transactional_id: id.to_owned(),
         transaction_timeout: Duration::from_secs(3),
+        commit_attempts_max: 5,
         session_timeout: Duration::from_secs(3),
         work_time_max: Duration::from_secs(3),
         fetch_ahead_bytes_max: 1 << 20,
@@ -285,7 +286,7 @@ async fn a_commit_that_stays_in_doubt_is_settled_by_another_client_of_the_log() 
     let contexts = tests::contexts().await;
     let proxy = Proxy::start(&log.kafka).await;
     let mut setup = Setup { kafka: Some(proxy.kafka(&log.kafka)), ..Setup::named("0") };
-    setup.limits.transaction_timeout = Duration::from_secs(3);
+    (setup.limits.transaction_timeout, setup.limits.commit_attempts_max) = (Duration::from_secs(3), 2);
     let mut role = Role::start(&log, &contexts, &setup);
     say(&log, "a", 0).await;
     enriched(&log, 1).await;

@@ -207,6 +207,7 @@ async fn a_reader_that_retention_is_about_to_overtake_is_known_from_the_log_alon
                 topic: TURNS_RECEIVED.to_owned(),
                 transactional_id: "slow".to_owned(),
                 transaction_timeout: Duration::from_secs(10),
+                commit_attempts_max: 5,
                 session_timeout: Duration::from_secs(6),
                 work_time_max: Duration::from_secs(60),
                 fetch_ahead_bytes_max: 1 << 20,

@@ -275,6 +275,7 @@ fn transactions(kafka: &Kafka, records: &[Record]) {
         topic: topic::TURNS_ENRICHED.to_owned(),
         transactional_id: "marks".to_owned(),
         transaction_timeout: Duration::from_secs(10),
+        commit_attempts_max: 5,
         session_timeout: Duration::from_secs(10),
         work_time_max: Duration::from_secs(10),
         fetch_ahead_bytes_max: 1 << 20,

@@ -1,7 +1,6 @@
 //! Reads everything at the end: the topics as committed readers see them, the history, the contexts.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -23,7 +22,13 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const PAGE: usize = 500;
 
 /// Everything.
-pub(super) async fn evidence(kafka: &Kafka, data: &Path, codec: &Codec, said: Said) -> anyhow::Result<Evidence> {
+pub(super) async fn evidence(
+    kafka: &Kafka,
+    history: &History,
+    contexts: &Contexts,
+    codec: &Codec,
+    said: Said,
+) -> anyhow::Result<Evidence> {
     let placed = |message: Message| -> anyhow::Result<Placed> {
         let place = Acknowledged { partition: message.partition, offset: message.offset };
         let value = message.value.unwrap_or_default();
@@ -34,9 +39,6 @@ pub(super) async fn evidence(kafka: &Kafka, data: &Path, codec: &Codec, said: Sa
         topic_of(kafka, topic::TURNS_RECEIVED).await?.into_iter().map(placed).collect::<Result<_, _>>()?;
     let enriched = topic_of(kafka, topic::TURNS_ENRICHED).await?.into_iter().map(placed).collect::<Result<_, _>>()?;
     let rejects = topic_of(kafka, topic::REJECTS).await?.len();
-    let (history_file, contexts_file) = (data.join("history.sqlite"), data.join("contexts.sqlite"));
-    let history = History::open(&history_file).await.context("open the history")?;
-    let contexts = Contexts::open(&contexts_file).await.context("open the contexts")?;
     let mut evidence = Evidence { said, received, enriched, rejects, ..Evidence::default() };
     for conversation in history.conversations(None, PAGE).await?.into_iter().map(|of| of.conversation) {
         let mut rows = Vec::new();

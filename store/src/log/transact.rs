@@ -7,7 +7,7 @@
 //! - [`Transactor::commit`] writes records and offsets together or not at all. It uses the group metadata that was
 //!   captured when the partitions were assigned, so a member that lost a partition and rejoined cannot commit for it.
 //! - [`Transactor::confirm`] asks the group by the same metadata, without committing anything.
-//! - An outcome in doubt is asked for again, [`COMMIT_ATTEMPTS_MAX`] times; then it is fatal.
+//! - An outcome in doubt is asked for again, [`Settings::commit_attempts_max`] times; then it is fatal.
 //!
 //! Blocking: it lives on a thread of its own; a transaction that has begun may be ended on another one meanwhile.
 
@@ -36,8 +36,6 @@ use super::client::{base, consumer, owned, with_properties};
 use super::error::classify;
 use super::{Kafka, LogError, Message, Record};
 
-/// How often a commit whose outcome is in doubt is asked for before the process gives up.
-pub const COMMIT_ATTEMPTS_MAX: u32 = 5;
 /// Longest wait for one call of the broker that is no commit.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -52,6 +50,9 @@ pub struct Settings {
     pub transactional_id: String,
     /// The broker aborts a transaction that is open for longer.
     pub transaction_timeout: Duration,
+    /// How often a commit whose outcome is in doubt is asked for; each time takes [`Settings::transaction_timeout`] while the
+    /// brokers are away.
+    pub commit_attempts_max: u32,
     /// The group gives a silent member's partitions away after this time.
     pub session_timeout: Duration,
     /// The group gives away the partitions of a member that works on a batch for longer.
@@ -174,6 +175,7 @@ impl Transactor {
             deliveries,
             topic: Arc::clone(&topic),
             transaction_timeout: settings.transaction_timeout,
+            commit_attempts_max: settings.commit_attempts_max,
             delivery,
             marking: Mutex::new(Marking::default()),
             calls,

@@ -15,8 +15,10 @@ use rdkafka::producer::{FutureProducer, Producer as _};
 use super::client::{ANSWER_WITHIN, Logged, base, blocking, drop_aside, with_properties};
 use super::error::classify;
 use super::producer::outgoing;
-use super::transact::COMMIT_ATTEMPTS_MAX;
 use super::{Kafka, LogError, Record};
+
+/// How often a commit whose outcome is in doubt is asked for before it fails.
+const COMMIT_ATTEMPTS_MAX: u32 = 5;
 
 /// A producer of transactions; see the module.
 pub struct TransactionalProducer {

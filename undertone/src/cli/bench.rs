@@ -18,6 +18,8 @@ pub(super) enum BenchCommand {
     Contexts(benchmarks::contexts::Options),
     /// Kill, stop and add processes under load; then count what was lost, doubled or out of order.
     Faults(benchmarks::faults::Options),
+    /// Stop, kill and cut off the servers that the program depends on, under load; measure what is seen, and count.
+    Outages(benchmarks::faults::outages::Options),
     /// The history: turns written and pages read, in a file and beside it on a CQL server.
     History(benchmarks::history::Options),
     /// Throughput and latency of the pipeline beside its peers.
@@ -31,6 +33,11 @@ pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> 
         BenchCommand::Faults(options) => benchmarks::faults::run(options, &undertone(settings)?, &mut |line| {
             let _ = writeln!(std::io::stderr(), "{line}");
         }),
+        BenchCommand::Outages(options) => {
+            benchmarks::faults::outages::run(options, &undertone(settings)?, &mut |line| {
+                let _ = writeln!(std::io::stderr(), "{line}");
+            })
+        }
         BenchCommand::History(options) => benchmarks::history::run(options),
         BenchCommand::Pipeline(options) => benchmarks::pipeline::run(options, &undertone(settings)?),
     }?;

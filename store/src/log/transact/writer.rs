@@ -13,7 +13,7 @@ use super::calls::Calls;
 use super::deliveries::{Deliveries, Outstanding};
 use super::marking::Marking;
 use super::rebalances::Rebalances;
-use super::{CALL_TIMEOUT, COMMIT_ATTEMPTS_MAX, CommitError, Delivery, lock, of, offsets};
+use super::{CALL_TIMEOUT, CommitError, Delivery, lock, of, offsets};
 use crate::log::producer::headers;
 use crate::log::{LogError, Record};
 
@@ -61,6 +61,7 @@ pub(super) struct Writer {
     pub(super) deliveries: Arc<Outstanding>,
     pub(super) topic: Arc<str>,
     pub(super) transaction_timeout: Duration,
+    pub(super) commit_attempts_max: u32,
     pub(super) delivery: Delivery,
     pub(super) marking: Mutex<Marking>,
     pub(super) calls: Arc<Calls>,
@@ -202,7 +203,7 @@ impl Writer {
     }
 
     fn commit(&self) -> Result<(), CommitError> {
-        for _ in 0..COMMIT_ATTEMPTS_MAX {
+        for _ in 0..self.commit_attempts_max {
             match self.calls.watch(|| self.producer.commit_transaction(self.transaction_timeout)) {
                 Ok(()) => {
                     lock(&self.marking).committed(Instant::now());
@@ -248,7 +249,7 @@ impl Writer {
         if self.delivery == Delivery::AtLeastOnce {
             return Ok(());
         }
-        for _ in 0..COMMIT_ATTEMPTS_MAX {
+        for _ in 0..self.commit_attempts_max {
             match self.calls.watch(|| self.producer.abort_transaction(self.transaction_timeout)) {
                 Ok(()) => return Ok(()),
                 Err(KafkaError::Transaction(error)) if error.is_retriable() => {

@@ -61,8 +61,11 @@ impl Disk {
     }
 }
 
-/// Bytes that an unprivileged process may still write.
-fn free_bytes(folder: &Path) -> std::io::Result<u64> {
+/// Bytes that an unprivileged process may still write on the disk that holds a folder.
+///
+/// # Errors
+/// The file system does not say.
+pub fn free_bytes(folder: &Path) -> std::io::Result<u64> {
     let disk = rustix::fs::statvfs(folder)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }

@@ -39,6 +39,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
+pub use crate::disk::free_bytes;
 use crate::intake::Intake;
 use crate::meters::Meters;
 use crate::problem::Problem;

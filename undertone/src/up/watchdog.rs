@@ -5,6 +5,7 @@
 //! Leaves out whether appends succeed: intake tells each caller. Were that readiness, a process that no traffic reaches
 //! any more would stay unready for want of an append that succeeds.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -68,14 +69,44 @@ pub(super) async fn reach(admin: &Admin, bootstrap: &str, patience: Duration, he
     Ok(())
 }
 
+/// A disk that the log lies on.
+#[derive(Debug, Clone)]
+pub(super) struct Disk {
+    /// A folder on it.
+    pub(super) folder: PathBuf,
+    /// Below this much free space intake takes nothing.
+    pub(super) free_bytes_min: u64,
+}
+
 /// Looks and measures for ever.
-pub(super) async fn run(admin: Admin, readers: Vec<Reader>, health: Health, meter: Meter) {
+pub(super) async fn run(admin: Admin, readers: Vec<Reader>, disk: Option<Disk>, health: Health, meter: Meter) {
     let answers = AtomicBool::new(true);
     tokio::join!(
+        room(disk, &health),
         look(&admin, &health, &answers),
         lags(&admin, &readers, &health, &meter, &answers),
         retentions(&admin, &readers, &health, &meter, &answers),
     );
+}
+
+/// Asks for ever whether the disk has room. One that cannot be asked counts as having room: who writes finds out.
+async fn room(disk: Option<Disk>, health: &Health) {
+    let Some(Disk { folder, free_bytes_min }) = disk else { return };
+    let mut ticks = ticks(LOOK_EVERY);
+    loop {
+        ticks.tick().await;
+        let asked = folder.clone();
+        let free = tokio::task::spawn_blocking(move || ingest::free_bytes(&asked)).await;
+        let state = match free {
+            Ok(Ok(free)) if free < free_bytes_min => State::Away(format!(
+                "{free} bytes are free on the disk of {}, fewer than [ingest] disk_free_bytes_min = {free_bytes_min}: intake \
+                 takes nothing until there is room",
+                folder.display()
+            )),
+            _ => State::Ready,
+        };
+        health.set("disk", state);
+    }
 }
 
 /// Asks for ever whether the brokers answer.

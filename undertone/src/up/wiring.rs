@@ -276,7 +276,11 @@ impl Given {
             readers.push(watchdog::Reader { role: "history", group: self.config.history.group.clone(), topic });
         }
         readers.extend(self.processors_reader()?);
-        let work = Box::pin(watchdog::run(admin, readers, self.health.clone(), self.meter.clone()));
+        let disk = self.config.is_embedded().then(|| watchdog::Disk {
+            folder: self.config.broker_dir(),
+            free_bytes_min: self.config.ingest.disk_free_bytes_min,
+        });
+        let work = Box::pin(watchdog::run(admin, readers, disk, self.health.clone(), self.meter.clone()));
         let (databases, meter) = (Arc::clone(&self.databases), self.meter.clone());
         let look = Box::pin(async move { databases.look(&meter).await });
         let stop = self.readers.clone();

@@ -224,6 +224,8 @@ impl Options {
             conversations: 12,
             kafka: Some(self.kafka_advertised.clone()),
             kafka_server: None,
+            redis: None,
+            redis_server: None,
             session_seconds: 6,
             cut: false,
             keep: self.keep,
@@ -260,6 +262,7 @@ fn director(
         enriched,
         counts: Counts::default(),
         kills: 0,
+        cache: None,
     })
 }
 

@@ -320,7 +320,17 @@ async fn connect(settings: &Scylla, within: Duration) -> Result<Session, Databas
     if let Some(datacenter) = &settings.datacenter {
         builder = builder.prefer_datacenter(datacenter.clone());
     }
-    Ok(builder.build().await?)
+    builder.build().await.map_err(|error| match error.into() {
+        // A server that wants otherwise than we do cuts the connection, and the driver does not hear why.
+        DatabaseError::Away(text) if text.contains("broken") => {
+            let wants = match &settings.tls {
+                None => "if it speaks TLS, set [scylla] tls",
+                Some(_) => "if it asks for a certificate, set [scylla] certificate_file and key_file",
+            };
+            DatabaseError::Away(format!("{text}; {wants}"))
+        }
+        error => error,
+    })
 }
 
 /// Makes the writes of one call, so many at a time.

@@ -18,7 +18,7 @@ use schemas::Tier;
 use schemas::topic::{TURN_BYTES_MAX, TURNS_RECEIVED};
 use serde_json::json;
 use store::context::Contexts;
-use store::log::{Admin, Kafka, TopicSpec};
+use store::log::{Admin, Kafka, LogError, TopicSpec};
 use tokio_util::sync::CancellationToken;
 
 use self::plan::{Plan, Request, group};
@@ -146,6 +146,10 @@ pub(super) fn replay(config: &Config, options: &Options) -> anyhow::Result<ExitC
 pub(super) async fn reach(config: &Config) -> anyhow::Result<(Kafka, Option<Running>)> {
     let mut kafka = up::kafka_of(config);
     if !config.is_embedded() {
+        // Readers would wait for brokers that refuse them as for brokers that are away.
+        if let Err(error @ LogError::Unauthorized(_)) = Admin::connect(&kafka)?.reachable(REACH_WITHIN).await {
+            anyhow::bail!("connect to the brokers at {}: {error}", kafka.bootstrap);
+        }
         return Ok((kafka, None));
     }
     anyhow::ensure!(

@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 
 /// Longest wait for a Redis that was started again.
@@ -41,9 +42,11 @@ impl Cache {
     /// A connection, once it answers.
     async fn connection(&self) -> anyhow::Result<MultiplexedConnection> {
         let client = redis::Client::open(format!("redis://{}/", self.address)).context("read the address")?;
+        // It may be silent, by our own doing.
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(BACK_MAX));
         let tries = async {
             loop {
-                match client.get_multiplexed_async_connection().await {
+                match client.get_multiplexed_async_connection_with_config(&config).await {
                     Ok(connection) => return connection,
                     Err(_) => tokio::time::sleep(ASK_AGAIN).await,
                 }

@@ -10,7 +10,7 @@ LIBRARY := .cache/onnxruntime/libonnxruntime.so
 PROGRAM := $(CARGO_TARGET_DIR)/release/undertone
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo build test test-kafka test-cassandra test-redis test-registry check bench fuzz eval models
+.PHONY: help up demo build test test-kafka test-cassandra test-redis test-registry test-outages check bench fuzz eval models
 
 help: ## Print this list.
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-redis: $(LIBRARY) ## Run what is about contexts behind a Redis (redis-serve
 
 test-registry: build ## Run what is about the schema registry on an Apicurio Registry, installed into .servers/ (needs Java 21, Maven).
 	deploy/servers/apicurio with tests/apicurio $(PROGRAM)
+
+test-outages: build ## Stop, kill and cut off an Apache Kafka and an Apache Cassandra under load, and count (Java 17, Maven).
+	tests/outages $(PROGRAM)
 
 check: $(LIBRARY) ## Format, lints and documentation, as CI checks them.
 	$(CARGO) fmt --check

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -67,16 +67,16 @@ impl Gate {
     }
 }
 
-async fn serve(client: TcpStream, upstream: String, rule: watch::Receiver<Passing>) {
-    // Dropped, a socket is reset rather than closed in order.
+async fn serve(mut client: TcpStream, upstream: String, rule: watch::Receiver<Passing>) {
+    // Dropped whole, a socket is reset rather than closed in order.
     let _ = client.set_zero_linger();
     if *rule.borrow() == Passing::Cut {
         return;
     }
-    let Ok(server) = TcpStream::connect(upstream).await else { return };
+    let Ok(mut server) = TcpStream::connect(upstream).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let (from_client, to_client) = client.into_split();
-    let (from_server, to_server) = server.into_split();
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = server.split();
     // Either side that ends, ends the connection.
     tokio::select! {
         () = pass(from_client, to_server, rule.clone()) => {}
@@ -85,7 +85,7 @@ async fn serve(client: TcpStream, upstream: String, rule: watch::Receiver<Passin
     }
 }
 
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut rule: watch::Receiver<Passing>) {
+async fn pass(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut rule: watch::Receiver<Passing>) {
     let mut chunk = vec![0; CHUNK];
     loop {
         let Ok(bytes @ 1..) = from.read(&mut chunk).await else { return };

@@ -329,13 +329,14 @@ fn now_ms() -> i64 {
 struct Patience<'a> {
     waiting: &'a Waiting,
     pauses: ExponentialBackoff,
+    waited: bool,
 }
 
 impl Patience<'_> {
     fn new(waiting: &Waiting) -> Patience<'_> {
         let (min, max) = PAUSES;
         let pauses = ExponentialBuilder::new().with_min_delay(min).with_max_delay(max).with_jitter();
-        Patience { waiting, pauses: pauses.without_max_times().build() }
+        Patience { waiting, pauses: pauses.without_max_times().build(), waited: false }
     }
 
     /// Waits before the next try. A shutdown ends the wait, and with it the work: what was not committed is read again.
@@ -343,6 +344,7 @@ impl Patience<'_> {
         if shutdown.is_cancelled() {
             return Err(error);
         }
+        self.waited = true;
         self.waiting.set_away(if matches!(error, WriterError::History(_)) { STORE_AWAY } else { LOG_AWAY });
         let pause = self.pauses.next().unwrap_or(PAUSES.1);
         tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "try again");
@@ -355,9 +357,11 @@ impl Patience<'_> {
 }
 
 impl Drop for Patience<'_> {
-    /// What was waited for is there.
+    /// What was waited for is there; another wait around this one is not over by that.
     fn drop(&mut self) {
-        self.waiting.clear();
+        if self.waited {
+            self.waiting.clear();
+        }
     }
 }
 

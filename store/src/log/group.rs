@@ -25,6 +25,8 @@ use super::{Kafka, LogError, Message};
 
 /// Messages that wait between the polling thread and the reader.
 const MESSAGES_WAITING_MAX: usize = 256;
+/// How long the group may take to answer a commit before it is asked again.
+const COMMIT_WITHIN: Duration = Duration::from_secs(15);
 /// How often the thread looks whether it shall stop.
 const POLL_FOR: Duration = Duration::from_millis(50);
 
@@ -184,7 +186,10 @@ impl GroupReader {
         let offsets = list(&self.topic, &self.returned)?;
         let consumer = self.consumer()?;
         let placed = Arc::clone(&consumer);
-        blocking(move || consumer.commit(&offsets, CommitMode::Sync)).await?;
+        // The call itself waits without a bound, and a reader that waits for it takes no messages meanwhile.
+        let commit = blocking(move || consumer.commit(&offsets, CommitMode::Sync));
+        let late = || Err(LogError::Transient(format!("no answer to a commit within {} s", COMMIT_WITHIN.as_secs())));
+        tokio::time::timeout(COMMIT_WITHIN, commit).await.unwrap_or_else(|_| late())?;
         if let Some(kept) = &placed.context().kept {
             kept.lock().unwrap_or_else(PoisonError::into_inner).extend(&self.returned);
         }

@@ -118,8 +118,6 @@ struct Owned {
     attempt: Option<Attempt>,
     /// After a crash, turns below this offset run alone: the batch that was not committed is among them.
     careful_until: i64,
-    /// What the store was last told of it, while work goes on without care.
-    mark: Attempt,
 }
 
 impl Owned {
@@ -150,8 +148,8 @@ pub(crate) struct Runner {
     pub(crate) recent: Recent,
     pub(crate) waiting: Arc<Waiting>,
     pub(crate) calls: Arc<Calls>,
-    /// Marks of partitions that were left while the store was away: what it still says of them tells of no crash.
-    pub(crate) unreturned: RefCell<BTreeMap<i32, Attempt>>,
+    /// The marks that this process has set while it worked without care: found again, they tell of no crash.
+    pub(crate) marked: RefCell<BTreeMap<i32, Attempt>>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) runtime: Handle,
 }
@@ -180,39 +178,56 @@ impl Runner {
         let mut commits = Commits::start()?;
         let mut ahead = Ahead::default();
         let mut owned: BTreeMap<i32, Owned> = BTreeMap::new();
+        let worked = self.work(&mut transactor, &mut commits, &mut ahead, &mut owned);
+        if worked.is_err() {
+            // Best effort: what stopped the work is worth more than what else goes wrong now.
+            let _ = self.drop_ahead(&mut commits, &mut owned, &mut ahead);
+            let _ = self.leave(&mut owned);
+        }
+        worked
+    }
+
+    /// What [`Runner::run_client`] says, but for the partitions, which are left by whoever called.
+    fn work(
+        &self,
+        transactor: &mut Transactor,
+        commits: &mut Commits,
+        ahead: &mut Ahead,
+        owned: &mut BTreeMap<i32, Owned>,
+    ) -> Result<(), RunError> {
         self.meters.degraded(false);
         let mut aborts = 0;
         let mut asked = Instant::now();
         while !self.shutdown.is_cancelled() {
-            let worked = match self.next(&mut transactor, &mut commits, &ahead, &owned)? {
-                Next::Settled => self.settle(&mut commits, &mut owned),
-                Next::Ready => self.commit(&mut transactor, &mut commits, &mut owned, &mut ahead),
+            let worked = match self.next(transactor, commits, ahead, owned)? {
+                Next::Settled => self.settle(commits, owned),
+                Next::Ready => self.commit(transactor, commits, owned, ahead),
                 Next::Waiting => Ok(Worked::Nothing),
                 // The group did not confirm them, and did not take them away either: it could not be asked.
                 Next::Nothing if owned.is_empty() && !transactor.given().is_empty() => {
                     if asked.elapsed() >= ASK_AGAIN {
-                        self.take(&mut transactor, &mut owned)?;
+                        self.take(transactor, owned)?;
                         asked = Instant::now();
                     }
                     continue;
                 }
                 Next::Nothing => {
                     self.choose_tier(&mut ahead.tier, 0);
-                    self.pass_marks(&mut transactor, &mut owned)
+                    self.pass_marks(transactor, owned)
                 }
                 Next::Misplaced(cause) => Err(Interrupted::Dropped(cause)),
                 Next::Messages(messages) => {
-                    self.read(&commits, &mut owned, messages, &mut ahead).map(|()| Worked::Nothing).map_err(Into::into)
+                    self.read(commits, owned, messages, ahead).map(|()| Worked::Nothing).map_err(Into::into)
                 }
                 Next::Revoked => {
-                    self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
-                    self.leave(&mut owned)?;
+                    self.drop_ahead(commits, owned, ahead)?;
+                    self.leave(owned)?;
                     self.waiting.set("waiting for partitions");
                     continue;
                 }
                 Next::Assigned => {
-                    self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
-                    self.take(&mut transactor, &mut owned)?;
+                    self.drop_ahead(commits, owned, ahead)?;
+                    self.take(transactor, owned)?;
                     asked = Instant::now();
                     continue;
                 }
@@ -222,19 +237,14 @@ impl Runner {
                 Ok(Worked::Committed) => aborts = 0,
                 Err(Interrupted::Away(error)) => {
                     tracing::warn!(%error, "batch dropped: the contexts' store is away");
-                    self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
-                    self.leave(&mut owned)?;
-                    self.take(&mut transactor, &mut owned)?;
+                    self.drop_ahead(commits, owned, ahead)?;
+                    self.leave(owned)?;
+                    self.take(transactor, owned)?;
                     asked = Instant::now();
                 }
-                Err(Interrupted::Failed(error)) => {
-                    // Best effort: what stopped the role is worth more than what else goes wrong now.
-                    let _ = self.drop_ahead(&mut commits, &mut owned, &mut ahead);
-                    let _ = self.leave(&mut owned);
-                    return Err(error);
-                }
+                Err(Interrupted::Failed(error)) => return Err(error),
                 Err(Interrupted::Dropped(cause)) => {
-                    self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
+                    self.drop_ahead(commits, owned, ahead)?;
                     aborts += 1;
                     self.meters.aborted();
                     tracing::warn!(cause = %cause, aborts, "batch dropped, reading it again");
@@ -244,13 +254,13 @@ impl Runner {
                     std::thread::sleep((RETRY_WAITS.0 * aborts).min(RETRY_WAITS.1));
                     // Taken over again, from the committed offsets and under new epochs. If they are no longer ours,
                     // the group does not confirm them, and the next poll says so.
-                    self.leave(&mut owned)?;
-                    self.take(&mut transactor, &mut owned)?;
+                    self.leave(owned)?;
+                    self.take(transactor, owned)?;
                 }
             }
         }
-        self.drop_ahead(&mut commits, &mut owned, &mut ahead)?;
-        self.leave(&mut owned)
+        self.drop_ahead(commits, owned, ahead)?;
+        self.leave(owned)
     }
 
     /// Waits for what is being committed, and drops what ran ahead of it: whoever has the partitions next reads it again.
@@ -418,7 +428,6 @@ impl Runner {
         }
         if let Some(starts) = starts {
             self.waiting.clear();
-            self.unreturned.borrow_mut().clear();
             tracing::info!(partitions = ?starts.keys().collect::<Vec<_>>(), "took over partitions");
         }
         Ok(())
@@ -457,12 +466,15 @@ impl Runner {
             // One batch was being committed, and the next one inferred.
             let uncommitted_max = 2 * self.limits.batch_turns_max as i64;
             let batch_end = next.saturating_add(uncommitted_max).min(standing[&partition].high);
-            let unreturned = self.unreturned.borrow().get(&partition).copied();
-            let attempt = assigned.attempt.filter(|found| Some(*found) != unreturned);
+            let marked = self.marked.borrow().get(&partition).copied();
+            let attempt = assigned.attempt.filter(|found| Some(*found) != marked);
             let careful_until = if attempt.is_some() { batch_end } else { next };
-            let mark = attempt.unwrap_or(Attempt { offset: next, count: 0 });
-            let owner = Owned { epoch: assigned.epoch, next, attempt, careful_until, mark };
-            match self.note(partition, &owner, Some(mark)) {
+            let owner = Owned { epoch: assigned.epoch, next, attempt, careful_until };
+            let noted = match attempt {
+                Some(_) => self.note(partition, &owner, attempt),
+                None => self.mark(partition, &owner),
+            };
+            match noted {
                 Ok(()) => {}
                 Err(RunError::Context(fenced @ ContextError::Fenced { .. })) => {
                     tracing::info!(cause = %fenced, "the partitions are no longer ours");
@@ -489,7 +501,7 @@ impl Runner {
     }
 
     /// Leaves partitions in an orderly way: the next owner need not be careful, unless this one still was. Where the
-    /// store is away this process remembers that it need not be.
+    /// store is away this process at least knows its own marks.
     fn leave(&self, owned: &mut BTreeMap<i32, Owned>) -> Result<(), RunError> {
         let mut away = false;
         for (partition, owner) in std::mem::take(owned) {
@@ -502,11 +514,15 @@ impl Runner {
                 Err(RunError::Context(ContextError::Database(error))) if error.is_transient() => away = true,
                 Err(error) => return Err(error),
             }
-            if away && attempt.is_none() {
-                self.unreturned.borrow_mut().insert(partition, owner.mark);
-            }
         }
         Ok(())
+    }
+
+    /// Marks that work goes on without care from where the partition stands.
+    fn mark(&self, partition: i32, owner: &Owned) -> Result<(), RunError> {
+        let mark = Attempt { offset: owner.next, count: 0 };
+        self.marked.borrow_mut().insert(partition, mark);
+        self.note(partition, owner, Some(mark))
     }
 
     fn note(&self, partition: i32, owner: &Owned, attempt: Option<Attempt>) -> Result<(), RunError> {

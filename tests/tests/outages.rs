@@ -73,5 +73,9 @@ async fn contexts_that_are_away_stop_the_flow_until_they_are_back() {
     assert_eq!(log.count(TURNS_ENRICHED).await, 1, "nothing flows meanwhile");
     holder.execute_batch("ROLLBACK").unwrap();
     assert_exactly_once(&log, &contexts, 9).await;
+    // Behind each transaction stands its mark.
+    let offsets: Vec<i64> = log.read::<Turn>(TURNS_ENRICHED, 9).await.iter().skip(1).map(|(at, _)| at.offset).collect();
+    let alone = offsets.windows(2).filter(|pair| pair[1] > pair[0] + 1).count();
+    assert!(alone < 7, "they ran one by one, as after a crash: {offsets:?}");
     role.stop().await.unwrap();
 }

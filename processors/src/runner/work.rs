@@ -424,7 +424,7 @@ impl Runner {
             let Some(owner) = owned.get_mut(partition) else { continue };
             owner.next = *offset;
             if owner.attempt.take().is_some() && !owner.is_careful() {
-                self.note(*partition, owner, Some(Attempt { offset: *offset, count: 0 }))?;
+                self.mark(*partition, owner)?;
             }
         }
         Ok(Worked::Committed)

@@ -16,13 +16,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use opentelemetry::metrics::Meter;
 use schemas::Stamp;
 
 use crate::cql::Keyspace;
 use crate::redis::Redis;
-use crate::{DatabaseError, Durability};
+use crate::{DatabaseError, Durability, Pauses};
 
 /// Most conversations that one call of [`Contexts::conversations`] returns.
 pub const CONVERSATIONS_MAX: usize = 1000;
@@ -417,14 +416,12 @@ impl Contexts {
 /// Tries that are left, for [`TRY_FOR`].
 struct Again {
     begun: Instant,
-    pauses: ExponentialBackoff,
+    pauses: Pauses,
 }
 
 impl Again {
     fn new() -> Again {
-        let (min, max) = PAUSES;
-        let pauses = ExponentialBuilder::new().with_min_delay(min).with_max_delay(max).with_jitter();
-        Again { begun: Instant::now(), pauses: pauses.without_max_times().build() }
+        Again { begun: Instant::now(), pauses: Pauses::between(PAUSES) }
     }
 
     /// Waits before the next try; `false` if there is none.
@@ -434,7 +431,7 @@ impl Again {
             return false;
         }
         tracing::warn!(%error, "the contexts' store does not serve, trying again");
-        tokio::time::sleep(self.pauses.next().unwrap_or(PAUSES.1)).await;
+        tokio::time::sleep(self.pauses.next_pause()).await;
         true
     }
 }

@@ -11,8 +11,10 @@ pub mod history;
 pub mod log;
 pub mod redis;
 pub mod registry;
+mod pauses;
 mod sqlite;
 mod waiting;
 
+pub use pauses::Pauses;
 pub use sqlite::{DatabaseError, Durability};
 pub use waiting::{Wait, Waiting};

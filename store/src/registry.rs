@@ -23,10 +23,11 @@ use opentelemetry::metrics::Meter;
 use schemas::{Codec, Entry, Ids, Kind, Payload, SchemaError, latest, topic};
 use tokio_util::sync::CancellationToken;
 
+use crate::Pauses;
+
 pub use client::{Client, RegistryError};
 
-/// First and longest pause between two tries to reach a registry that is away; each is cut by up to a half, at random, so
-/// that processes which lost it together do not come back together.
+/// First and longest pause between two tries to reach a registry that is away.
 pub const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// Ids that are remembered as unknown to the registry, and for how long: a stream of nonsense is no storm of questions,
 /// and what is registered late is found.
@@ -186,19 +187,19 @@ impl Registry {
         let Some((outside, unknown)) = self.unknown::<T>(values) else { return Box::pin(ready(Ok(()))) };
         Box::pin(async move {
             for id in unknown {
-                let (begun, mut pause) = (Instant::now(), PAUSES.0);
+                let (begun, mut pauses) = (Instant::now(), Pauses::between(PAUSES));
                 let _waiting = Waiting::begin(&outside.waiting);
                 while let Err(error) = outside.learn(&self.codec, T::KIND, id).await {
+                    let pause = pauses.next_pause();
                     if begun.elapsed() + pause > outside.away_max || stop.is_cancelled() {
                         return Err(error);
                     }
                     let pause_ms = pause.as_millis() as u64;
                     tracing::warn!(schema_id = id, %error, pause_ms, "a schema id is not known; asking the registry again");
                     tokio::select! {
-                        () = tokio::time::sleep(jittered(pause)) => {}
+                        () = tokio::time::sleep(pause) => {}
                         () = stop.cancelled() => return Err(error),
                     }
-                    pause = (pause * 2).min(PAUSES.1);
                 }
             }
             Ok(())
@@ -262,9 +263,4 @@ impl Outside {
     fn absent(&self) -> std::sync::MutexGuard<'_, HashMap<(Kind, u32), Instant>> {
         self.absent.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A pause, cut by up to a half.
-pub fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::random_range(0.5..=1.0))
 }

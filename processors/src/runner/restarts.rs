@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use store::Pauses;
 
 /// Clients that are replaced within [`RESTARTS_WITHIN`]; the next failure ends the role. Two processes of one name fence
 /// each other with every restart, and must not do so for ever.
@@ -17,12 +17,12 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 #[derive(Debug)]
 pub(super) struct Restarts {
     counting: VecDeque<Instant>,
-    pauses: ExponentialBackoff,
+    pauses: Pauses,
 }
 
 impl Default for Restarts {
     fn default() -> Restarts {
-        Restarts { counting: VecDeque::new(), pauses: pauses() }
+        Restarts { counting: VecDeque::new(), pauses: Pauses::between(PAUSES) }
     }
 }
 
@@ -31,7 +31,7 @@ impl Restarts {
     pub(super) fn next(&mut self, now: Instant, passes_by_itself: bool) -> Option<Duration> {
         self.counting.retain(|restart| now - *restart < RESTARTS_WITHIN);
         if self.counting.is_empty() {
-            self.pauses = pauses();
+            self.pauses = Pauses::between(PAUSES);
         }
         if self.counting.len() >= RESTARTS_MAX {
             return None;
@@ -39,13 +39,8 @@ impl Restarts {
         if !passes_by_itself {
             self.counting.push_back(now);
         }
-        Some(self.pauses.next().unwrap_or(PAUSES.1))
+        Some(self.pauses.next_pause())
     }
-}
-
-fn pauses() -> ExponentialBackoff {
-    let (min, max) = PAUSES;
-    ExponentialBuilder::new().with_min_delay(min).with_max_delay(max).with_jitter().without_max_times().build()
 }
 
 #[cfg(test)]

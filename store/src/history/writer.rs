@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
 use schemas::{Codec, Envelope, Header, Reason, Reject, Span, SpanKind, Spans, TraceParent, Turn, topic};
@@ -19,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{History, HistoryError, Row};
-use crate::Waiting;
 use crate::log::{AppendError, GroupReader, Joining, Kafka, LogError, Message, Producer, Record};
 use crate::registry::{Registry, RegistryError};
+use crate::{Pauses, Waiting};
 
 /// Settings of the role.
 #[derive(Debug, Clone)]
@@ -328,15 +327,13 @@ fn now_ms() -> i64 {
 /// Pauses between tries.
 struct Patience<'a> {
     waiting: &'a Waiting,
-    pauses: ExponentialBackoff,
+    pauses: Pauses,
     waited: bool,
 }
 
 impl Patience<'_> {
     fn new(waiting: &Waiting) -> Patience<'_> {
-        let (min, max) = PAUSES;
-        let pauses = ExponentialBuilder::new().with_min_delay(min).with_max_delay(max).with_jitter();
-        Patience { waiting, pauses: pauses.without_max_times().build(), waited: false }
+        Patience { waiting, pauses: Pauses::between(PAUSES), waited: false }
     }
 
     /// Waits before the next try. A shutdown ends the wait, and with it the work: what was not committed is read again.
@@ -346,7 +343,7 @@ impl Patience<'_> {
         }
         self.waited = true;
         self.waiting.set_away(if matches!(error, WriterError::History(_)) { STORE_AWAY } else { LOG_AWAY });
-        let pause = self.pauses.next().unwrap_or(PAUSES.1);
+        let pause = self.pauses.next_pause();
         tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "try again");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

@@ -15,7 +15,8 @@ use reqwest::{Method, StatusCode};
 use schemas::{Kind, SchemaError, topic};
 use serde_json::{Value, json};
 
-use super::{Away, PAUSES, Settings, jittered};
+use super::{Away, PAUSES, Settings};
+use crate::Pauses;
 
 const MEDIA_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 /// Largest answer that is read: a schema, many times over.
@@ -291,11 +292,10 @@ impl Client {
     /// Asks all addresses in turn, and all of them again, before the registry counts as away. `None`: it is not there.
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Option<Value>, RegistryError> {
         let first = self.answering.load(Ordering::Relaxed);
-        let (mut reason, mut pause) = (String::new(), PAUSES.0);
+        let (mut reason, mut pauses) = (String::new(), Pauses::between(PAUSES));
         for round in 0..self.settings.tries_max.max(1) {
             if round > 0 {
-                tokio::time::sleep(jittered(pause)).await;
-                pause = (pause * 2).min(PAUSES.1);
+                tokio::time::sleep(pauses.next_pause()).await;
             }
             for place in 0..self.settings.urls.len() {
                 let place = (first + place) % self.settings.urls.len();

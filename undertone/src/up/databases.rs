@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
-use store::Durability;
 use store::context::Contexts;
 use store::cql::Keyspace;
 use store::history::History;
 use store::redis::Redis;
+use store::{Durability, Pauses};
 use tokio::sync::OnceCell;
 use tokio::time::MissedTickBehavior;
 
@@ -24,8 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long it may take to answer one question before it counts as away.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
 /// First and longest pause between two tries to reach the CQL server at the start.
-const PAUSE_MIN: Duration = Duration::from_millis(500);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// What the stores must survive: as much as the log's acknowledgement does, or they fall behind it.
 pub(crate) fn durability(config: &Config) -> Durability {
@@ -107,7 +106,7 @@ impl Databases {
 async fn connect_scylla(config: &Config, health: &Health) -> anyhow::Result<Keyspace> {
     let settings = config.scylla.settings();
     let patience = Duration::from_secs(config.scylla.connect_seconds_max);
-    let (begun, mut pause) = (Instant::now(), PAUSE_MIN);
+    let (begun, mut pauses) = (Instant::now(), Pauses::between(PAUSES));
     loop {
         match Keyspace::connect(&settings).await {
             Ok(keyspace) => {
@@ -117,8 +116,7 @@ async fn connect_scylla(config: &Config, health: &Health) -> anyhow::Result<Keys
             Err(error) if error.is_transient() && begun.elapsed() < patience => {
                 health.set(SCYLLA, State::Unwell(error.to_string()));
                 tracing::warn!(nodes = settings.nodes.join(","), %error, "no CQL server answers; trying again");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
+                tokio::time::sleep(pauses.next_pause()).await;
             }
             Err(error) => {
                 let nodes = settings.nodes.join(", ");

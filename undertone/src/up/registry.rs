@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use opentelemetry::metrics::Meter;
-use store::registry::{PAUSES, Registry, Subject, jittered};
+use store::Pauses;
+use store::registry::{PAUSES, Registry, Subject};
 
 use crate::config::Config;
 use crate::health::{Health, State};
@@ -22,18 +23,17 @@ pub(crate) fn subjects(config: &Config) -> Vec<Subject> {
 pub(crate) async fn open(config: &Config, health: &Health, meter: &Meter) -> anyhow::Result<Registry> {
     let Some(settings) = config.registry.settings() else { return Ok(Registry::embedded()) };
     let subjects = subjects(config);
-    let (begun, mut pause) = (Instant::now(), PAUSES.0);
+    let (begun, mut pauses) = (Instant::now(), Pauses::between(PAUSES));
     loop {
         match Registry::open(&settings, &subjects, meter).await {
             Ok(registry) => {
                 health.set(PART, State::Ready);
                 return Ok(registry);
             }
-            Err(error) if error.is_away() && begun.elapsed() + pause < settings.away_max => {
+            Err(error) if error.is_away() && begun.elapsed() < settings.away_max => {
                 tracing::warn!(url = settings.urls.join(","), %error, "waiting for the schema registry");
                 health.set(PART, State::Unwell(error.to_string()));
-                tokio::time::sleep(jittered(pause)).await;
-                pause = (pause * 2).min(PAUSES.1);
+                tokio::time::sleep(pauses.next_pause()).await;
             }
             Err(error) => return Err(error).context("read the ids of the schemas (settings: [registry])"),
         }

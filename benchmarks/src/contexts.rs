@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use opentelemetry::metrics::Meter;
 use schemas::Stamp;
 use store::context::{Batch, Contexts, Epoch, Start, Version, Write};
-use store::cql::{Keyspace, Scylla};
+use store::cql::Keyspace;
 use store::redis::{Redis, Settings};
 use uuid::Uuid;
 
@@ -68,13 +68,7 @@ pub fn run(options: &Options) -> anyhow::Result<Outcome> {
         let file = Contexts::open(&folder.path().join("contexts.sqlite")).await.context("open a file")?;
         both(options, &file, [&FILE, &FILE_CACHED], &mut report).await?;
         let Some(address) = &options.cassandra else { return Ok(report.outcome()) };
-        let settings = Scylla {
-            nodes: vec![address.clone()],
-            keyspace: format!("bench_{}", Uuid::new_v4().simple()),
-            replication: "{'class': 'SimpleStrategy', 'replication_factor': 1}".to_owned(),
-            ..Scylla::default()
-        };
-        let keyspace = Keyspace::connect(&settings).await.context("connect to the CQL server")?;
+        let keyspace = Keyspace::connect(&crate::keyspace_on(address)).await.context("connect to the CQL server")?;
         let contexts = Contexts::on_scylla(keyspace.clone()).await.context("make the tables")?;
         let measured = both(options, &contexts, [&CQL, &CQL_CACHED], &mut report).await;
         keyspace.remove().await.context("remove the keyspace")?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rand::{Rng as _, SeedableRng as _};
-use store::cql::{Keyspace, Scylla};
+use store::cql::Keyspace;
 use store::history::{History, Page, Row};
 use uuid::Uuid;
 
@@ -78,13 +78,7 @@ pub fn run(options: &Options) -> anyhow::Result<Outcome> {
         let file = History::open(&folder.path().join("history.sqlite")).await.context("open a file")?;
         measure(options, &file, &SQLITE, &mut report).await?;
         let Some(address) = &options.cassandra else { return Ok(report.outcome()) };
-        let settings = Scylla {
-            nodes: vec![address.clone()],
-            keyspace: format!("bench_{}", Uuid::new_v4().simple()),
-            replication: "{'class': 'SimpleStrategy', 'replication_factor': 1}".to_owned(),
-            ..Scylla::default()
-        };
-        let keyspace = Keyspace::connect(&settings).await.context("connect to the CQL server")?;
+        let keyspace = Keyspace::connect(&crate::keyspace_on(address)).await.context("connect to the CQL server")?;
         let history = History::on_scylla(keyspace.clone(), None).await.context("make the tables")?;
         let measured = measure(options, &history, &CQL, &mut report).await;
         keyspace.remove().await.context("remove the keyspace")?;

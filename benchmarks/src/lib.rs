@@ -12,6 +12,16 @@ mod latency;
 pub mod pipeline;
 pub mod texts;
 
+/// A keyspace of the run's own, on a CQL server of one node.
+pub(crate) fn keyspace_on(address: &str) -> store::cql::Scylla {
+    store::cql::Scylla {
+        nodes: vec![address.to_owned()],
+        keyspace: format!("bench_{}", uuid::Uuid::new_v4().simple()),
+        replication: "{'class': 'SimpleStrategy', 'replication_factor': 1}".to_owned(),
+        ..store::cql::Scylla::default()
+    }
+}
+
 /// What a run of a benchmark came to.
 #[derive(Debug, Clone)]
 pub struct Outcome {

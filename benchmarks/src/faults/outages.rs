@@ -21,7 +21,6 @@ use schemas::Codec;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::director::{Counts, Director};
 use super::fleet::Fleet;
@@ -162,12 +161,7 @@ async fn outages(
     ];
     let kafka = Kafka { bootstrap: servers[0].gate.address(), client_id: "outages".to_owned(), ..Kafka::default() };
     anyhow::ensure!(read::is_fresh(&kafka).await?, "give a Kafka without Undertone's topics");
-    let scylla = Scylla {
-        nodes: vec![options.cassandra.clone()],
-        keyspace: format!("outages_{}", Uuid::new_v4().simple()),
-        replication: "{'class': 'SimpleStrategy', 'replication_factor': 1}".to_owned(),
-        ..Scylla::default()
-    };
+    let scylla = crate::keyspace_on(&options.cassandra);
     let mut director = director(options, undertone, folder, &kafka, &servers[1].gate.address(), &scylla)?;
     director.fleet.start(Target::Ingest)?;
     let enough = CancellationToken::new();

@@ -1,11 +1,16 @@
 //! Feeds the hub from the log: the one task that reads the enriched turns.
+//!
+//! It begins behind the newest turns, so that a process that has just started holds what one holds that has run for long:
+//! whoever comes here from another process is sent those turns at once, whether history has them yet or not.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use schemas::{Codec, Span, SpanKind, Spans, Turn, topic};
 use store::log::{LogError, Message, Tail};
 use store::registry::{Registry, RegistryError};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::{Hub, Live};
@@ -16,6 +21,10 @@ use crate::view::{self, Embeddings};
 /// First and longest pause after a transient error of the log.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// How long nothing may come before a reader that fills the hub is asked where it stands: it passes the marks of
+/// transactions silently.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// What the reader needs.
 pub(crate) struct Feed {
@@ -36,16 +45,32 @@ pub(crate) enum FeedError {
     Registry(#[from] RegistryError),
 }
 
-/// Reads until shutdown, or until reading on is of no use.
+/// Reads until shutdown, or until reading on is of no use. `filled` is dropped when the hub holds what was there before.
 ///
 /// # Errors
 /// What the log said, or the schema registry.
-pub(crate) async fn run(mut tail: Tail, feed: &Feed, shutdown: CancellationToken) -> Result<(), FeedError> {
+pub(crate) async fn run(
+    mut tail: Tail,
+    feed: &Feed,
+    filled: oneshot::Sender<()>,
+    shutdown: CancellationToken,
+) -> Result<(), FeedError> {
     let mut pause = PAUSE_MIN;
+    let before = tail.ends_when_opened().clone();
+    let reached = |positions: &BTreeMap<i32, i64>| {
+        before.iter().all(|(partition, end)| positions.get(partition).is_some_and(|position| position >= end))
+    };
+    let mut filled = (!reached(&tail.positions())).then_some(filled);
     loop {
         let message = tokio::select! {
             message = tail.next() => message,
             () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(QUIET), if filled.is_some() => {
+                if reached(&tail.positions()) {
+                    filled = None;
+                }
+                continue;
+            }
         };
         match message {
             Ok(message) => {
@@ -55,7 +80,12 @@ pub(crate) async fn run(mut tail: Tail, feed: &Feed, shutdown: CancellationToken
                     Err(_) if shutdown.is_cancelled() => return Ok(()),
                     known => known?,
                 }
-                feed.publish(message);
+                let end = before.get(&message.partition).copied().unwrap_or(0);
+                let (is_news, is_last) = (message.offset >= end, message.offset + 1 >= end);
+                feed.publish(message, is_news);
+                if filled.is_some() && is_last && reached(&tail.positions()) {
+                    filled = None;
+                }
             }
             Err(LogError::Transient(reason)) => {
                 tracing::warn!(reason, pause_ms = pause.as_millis() as u64, "enriched turns cannot be read for now");
@@ -71,11 +101,13 @@ pub(crate) async fn run(mut tail: Tail, feed: &Feed, shutdown: CancellationToken
 }
 
 impl Feed {
-    fn publish(&self, message: Message) {
+    /// Hands a record to the hub. What is no news has been measured and traced when it was.
+    fn publish(&self, message: Message, is_news: bool) {
         let (partition, offset) = (message.partition, message.offset);
         let begun = SystemTime::now();
         let trace = message.trace();
         match live_of(self.registry.codec(), message) {
+            Ok((live, _)) if !is_news => self.hub.publish(live),
             Ok((mut live, received_at)) => {
                 self.meters.hub_turns.add(1, &[]);
                 let now = begun.duration_since(UNIX_EPOCH).unwrap_or_default();

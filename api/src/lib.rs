@@ -42,7 +42,7 @@ use schemas::{Codec, Spans, topic};
 use store::history::History;
 use store::log::{From, Kafka, LogError, Tail};
 use store::registry::Registry;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use feed::FeedError;
@@ -50,6 +50,9 @@ use hub::Hub;
 use meters::Meters;
 pub use problem::Problem;
 use reading::Reading;
+
+/// Longest time that a start waits for the hub to hold the newest turns.
+const FILL_WITHIN: Duration = Duration::from_secs(2);
 
 /// Limits of the read side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +68,7 @@ pub struct Config {
     pub socket_queue_turns_max: usize,
     /// Largest frame that a client may send, in bytes.
     pub frame_bytes_max: usize,
-    /// Recent turns that the hub holds.
+    /// Recent turns that the hub holds; it begins with those that are there.
     pub hub_turns_max: usize,
     /// Bytes of the recent turns that the hub holds.
     pub hub_bytes_max: usize,
@@ -205,7 +208,7 @@ impl Api {
         spans: Spans,
         shutdown: CancellationToken,
     ) -> Result<Api, StartError> {
-        let tail = Tail::open(kafka, topic::TURNS_ENRICHED, From::End).await?;
+        let tail = Tail::open(kafka, topic::TURNS_ENRICHED, From::Last(config.hub_turns_max as u64)).await?;
         let hub = Hub::new(config.hub_turns_max, config.hub_bytes_max, config.socket_queue_turns_max, tail.positions());
         let shutdown = shutdown.child_token();
         let shared = Arc::new(Shared {
@@ -220,6 +223,7 @@ impl Api {
             shutdown: shutdown.clone(),
         });
         let (failed, failure) = watch::channel(None);
+        let (filled, is_filled) = oneshot::channel();
         tokio::spawn({
             let feed = feed::Feed {
                 hub: shared.hub.clone(),
@@ -229,7 +233,7 @@ impl Api {
             };
             let shutdown = shutdown.clone();
             async move {
-                let ended = feed::run(tail, &feed, shutdown).await;
+                let ended = feed::run(tail, &feed, filled, shutdown).await;
                 feed.hub.close();
                 match ended {
                     Err(error) => drop(failed.send(Some(Failure(error)))),
@@ -238,6 +242,8 @@ impl Api {
                 }
             }
         });
+        // The sender is dropped when it is done, or failed. Late turns are sent as those that are new.
+        drop(tokio::time::timeout(FILL_WITHIN, is_filled).await);
         Ok(Api { router: router::build(shared), failure, _end: shutdown.drop_guard() })
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Positions are dense within a conversation, so that a join can be proved: either every turn behind a position is
 //! there, or the answer says that it is not. History is written behind the hub, by another role; what the hub has
-//! evicted and history does not have yet is waited for, within a bound.
+//! evicted and history does not have yet is waited for, within a bound. So is our own hub, where the reader comes from a
+//! process that had read further.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use schemas::{Codec, Turn};
 use store::history::{HistoryError, Page, Row};
 use store::registry::Registry;
 
-use crate::hub::Live;
+use crate::hub::{Hub, Live};
 use crate::reading::Reading;
 use crate::view::{self, Embeddings};
 
@@ -65,9 +66,19 @@ pub(crate) enum Recovered {
     Lost,
 }
 
+/// Who has a position, and with it everything up to there.
+enum Reached {
+    /// The hub, which holds these.
+    Hub(Vec<Arc<Live>>),
+    /// History, and not the hub.
+    History,
+    Neither,
+}
+
 /// Where a conversation is read from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sources<'a> {
+    pub(crate) hub: &'a Hub,
     pub(crate) history: &'a Reading,
     pub(crate) registry: &'a Registry,
     pub(crate) embeddings: Embeddings,
@@ -81,29 +92,24 @@ const PAUSE_MAX: Duration = Duration::from_millis(250);
 const PAGE_ROWS: usize = 200;
 
 impl Sources<'_> {
-    /// Everything of the conversation behind position `after`, up to the end of `held`: what the hub held, in order.
+    /// Everything of the conversation behind position `after`, up to the end of what the hub holds; what the hub publishes
+    /// later must be on its way to the reader already.
     ///
     /// # Errors
     /// History cannot be read.
-    pub(crate) async fn after(
-        &self,
-        conversation: &str,
-        after: i64,
-        held: &[Arc<Live>],
-    ) -> Result<Recovered, HistoryError> {
-        // A reader may be ahead of us, having been served by another process: then it misses nothing once we have
-        // come as far. If we never do, the position is from another life of the conversation.
-        let reaches = held.last().is_some_and(|live| live.position >= after);
-        if !reaches && !self.reaches(conversation, after).await? {
-            return Ok(Recovered::Lost);
-        }
-        let held: Vec<&Arc<Live>> = held.iter().filter(|live| live.position > after).collect();
-        let until = held.first().map(|live| live.position);
-        let Recovered::Complete(mut items) = self.between(conversation, after, until).await? else {
+    pub(crate) async fn after(&self, conversation: &str, after: i64) -> Result<Recovered, HistoryError> {
+        let held = match self.reach(conversation, after).await? {
+            Reached::Hub(held) => held,
+            Reached::History => return self.between(conversation, after, None).await,
+            Reached::Neither => return Ok(Recovered::Lost),
+        };
+        let behind: Vec<&Arc<Live>> = held.iter().filter(|live| live.position > after).collect();
+        let Some(first) = behind.first() else { return Ok(Recovered::Complete(Vec::new())) };
+        let Recovered::Complete(mut items) = self.between(conversation, after, Some(first.position)).await? else {
             return Ok(Recovered::Lost);
         };
         let mut last = items.last().map_or(after, Item::position);
-        for live in held {
+        for live in behind {
             // The same position again is the same turn again.
             if live.position == last + 1 {
                 items.push(Item::Live(live.clone()));
@@ -166,15 +172,21 @@ impl Sources<'_> {
         }
     }
 
-    /// Whether history comes to have `position` within the bound.
-    async fn reaches(&self, conversation: &str, position: i64) -> Result<bool, HistoryError> {
+    /// Who comes to have `position` within the bound. A reader may be ahead of us, having been served by another process:
+    /// then it misses nothing once we have come as far. If nobody ever does, the position is from another life of the
+    /// conversation.
+    async fn reach(&self, conversation: &str, position: i64) -> Result<Reached, HistoryError> {
         let mut patience = Patience::new(self.limits.wait);
         loop {
+            let held = self.hub.recent(conversation);
+            if held.last().is_some_and(|live| live.position >= position) {
+                return Ok(Reached::Hub(held));
+            }
             if position <= self.history.last_position(conversation).await?.unwrap_or(0) {
-                return Ok(true);
+                return Ok(Reached::History);
             }
             if !patience.pause().await {
-                return Ok(false);
+                return Ok(Reached::Neither);
             }
         }
     }

@@ -147,7 +147,7 @@ impl Session {
         // First the queue, then history: what comes in between is in the queue.
         let held = self.queue.follow(name);
         let recovered = match resumed {
-            Some(after) => Some((after, self.sources().after(name, after, &held).await?)),
+            Some(after) => Some((after, self.sources().after(name, after).await?)),
             None => None,
         };
         if let Some((after, Recovered::Complete(items))) = recovered {
@@ -342,6 +342,7 @@ impl Session {
 
     fn sources(&self) -> Sources<'_> {
         Sources {
+            hub: &self.shared.hub,
             history: &self.shared.history,
             registry: &self.shared.registry,
             embeddings: self.embeddings,

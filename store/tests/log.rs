@@ -266,6 +266,23 @@ async fn tail_from_the_end_sees_only_what_comes_after_and_knows_where_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tail_of_the_last_records_shares_them_out_among_the_partitions() {
+    let log = Log::start().await;
+    let producer = log.producer();
+    for n in 0..5 {
+        producer.append(record(0, "k", &n.to_string())).await.unwrap();
+    }
+    producer.append(record(1, "k", "only")).await.unwrap();
+    let mut tail = Tail::open(&log.kafka, TOPIC, From::Last(4)).await.unwrap();
+    assert_eq!(tail.positions(), BTreeMap::from([(0, 3), (1, 0)]));
+    let mut read = [next(&mut tail).await, next(&mut tail).await, next(&mut tail).await];
+    read.sort();
+    assert_eq!(read, [(0, 3, "3".to_owned()), (0, 4, "4".to_owned()), (1, 0, "only".to_owned())]);
+    let nothing = Tail::open(&log.kafka, TOPIC, From::Last(0)).await.unwrap();
+    assert_eq!(nothing.positions(), nothing.ends().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn cancelled_next_loses_nothing() {
     let log = Log::start().await;
     let producer = log.producer();

@@ -20,6 +20,8 @@ use crate::PATIENCE;
 pub enum Kind {
     /// Records on their way.
     Produce = 0,
+    /// Records that a reader asks for.
+    Fetch = 1,
     /// The end of a transaction.
     EndTransaction = 26,
 }

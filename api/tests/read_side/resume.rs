@@ -138,7 +138,7 @@ async fn what_history_lacks_is_waited_for() {
     site.say(&turns("a", 3..=20)).await;
     site.restart(tight()).await;
     let mut client = site.connect(&format!("?conversation=a&resume={token}")).await;
-    // The hub of the new process has seen nothing; its history is written only now, and then the stream goes on.
+    // The hub of the new process holds the last few; its history is written only now, and then the stream goes on.
     let written = async {
         site.keep(&turns("a", 1..=20)).await;
         site.say(&turns("a", 21..=21)).await;
@@ -152,7 +152,8 @@ async fn what_history_lacks_is_waited_for() {
 
 #[tokio::test]
 async fn turn_that_neither_hub_nor_history_had_comes_when_history_has_it() {
-    let config = || Config { settle_every: Duration::from_millis(300), ..Config::default() };
+    // A hub without memory, as one whose memory does not reach back so far.
+    let config = || Config { hub_turns_max: 0, settle_every: Duration::from_millis(300), ..Config::default() };
     let mut site = Site::start(config()).await;
     let mut client = site.connect("?conversation=a").await;
     client.next().await;

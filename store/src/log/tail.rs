@@ -25,6 +25,8 @@ pub enum From {
     Beginning,
     /// With the first record that is committed after the tail was opened.
     End,
+    /// With records that are there, about this many at most, shared out evenly among the partitions.
+    Last(u64),
     /// At an offset for each partition; one that is not named starts at its beginning.
     Offsets(BTreeMap<i32, i64>),
     /// One partition alone, at an offset, or at its oldest record if that offset is gone.
@@ -72,7 +74,7 @@ impl Tail {
         tail.ends_when_opened = edges.iter().map(|(&partition, &(_, high))| (partition, high)).collect();
         let mut wanted = TopicPartitionList::with_capacity(edges.len());
         for (&partition, &(low, high)) in &edges {
-            let offset = start(&from, topic, partition, low, high)?;
+            let offset = start(&from, topic, partition, edges.len(), (low, high))?;
             wanted.add_partition_offset(topic, partition, Offset::Offset(offset)).map_err(|error| classify(&error))?;
             tail.positions.insert(partition, offset);
         }
@@ -180,10 +182,20 @@ impl Drop for Tail {
 }
 
 /// The offset to start at, checked against what the partition holds.
-fn start(from: &From, topic: &str, partition: i32, low: i64, high: i64) -> Result<i64, LogError> {
+fn start(
+    from: &From,
+    topic: &str,
+    partition: i32,
+    partitions: usize,
+    (low, high): (i64, i64),
+) -> Result<i64, LogError> {
     let offset = match from {
         From::Beginning => low,
         From::End => high,
+        From::Last(records) => {
+            let share = i64::try_from(records.div_ceil(partitions.max(1) as u64)).unwrap_or(i64::MAX);
+            high.saturating_sub(share).max(low)
+        }
         From::Offsets(offsets) => offsets.get(&partition).copied().unwrap_or(low),
         From::Partition(_, offset) => *offset.max(&low),
     };

@@ -297,10 +297,12 @@ async fn happen(fleet: &mut Fleet, server: &Server, outage: Outage, seconds: u64
 /// Waits until the program calls itself ready and another turn has come out of it; how long each took.
 async fn well(fleet: &mut Fleet) -> anyhow::Result<(Duration, Duration)> {
     let (begun, mut ready, mut progress, mut first) = (Instant::now(), None, None, None);
+    let mut told = None;
     loop {
         // It may have ended and been started again, at another address.
         if let Some(address) = fleet.address.borrow().clone() {
-            let is_ready = sight::is_ready(&address).await;
+            told = sight::readiness(&address).await;
+            let is_ready = told.as_deref().is_some_and(sight::is_ready);
             ready = is_ready.then(|| ready.unwrap_or_else(|| begun.elapsed()));
             let turns = sight::turns(&address).await;
             let came = turns.is_some_and(|turns| turns > *first.get_or_insert(turns));
@@ -309,7 +311,14 @@ async fn well(fleet: &mut Fleet) -> anyhow::Result<(Duration, Duration)> {
         if let (Some(ready), Some(progress)) = (ready, progress) {
             return Ok((ready, progress));
         }
-        anyhow::ensure!(begun.elapsed() < WELL_WITHIN, "not well again; the log is in {}", fleet.logs().display());
+        anyhow::ensure!(
+            begun.elapsed() < WELL_WITHIN,
+            "not well again after {} s: turns {}; readiness says {}; the log is in {}",
+            WELL_WITHIN.as_secs(),
+            if progress.is_some() { "came out" } else { "did not come out" },
+            told.as_deref().unwrap_or("nothing"),
+            fleet.logs().display()
+        );
         fleet.pass(LOOK_EVERY).await?;
     }
 }

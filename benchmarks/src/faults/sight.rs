@@ -27,9 +27,14 @@ async fn get(address: &str, path: &str) -> Option<(u16, String)> {
     tokio::time::timeout(ANSWER_MAX, ask).await.ok()?
 }
 
-/// Whether it calls itself ready, without reserve.
-pub(super) async fn is_ready(address: &str) -> bool {
-    get(address, "/readyz").await.is_some_and(|(_, body)| body.contains(r#""status":"ready""#))
+/// What it says of its readiness.
+pub(super) async fn readiness(address: &str) -> Option<String> {
+    Some(get(address, "/readyz").await?.1)
+}
+
+/// Whether that is readiness without reserve.
+pub(super) fn is_ready(readiness: &str) -> bool {
+    readiness.contains(r#""status":"ready""#)
 }
 
 /// How many enriched turns its streams have seen.

@@ -208,7 +208,7 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
             recent: Default::default(),
             waiting: around.waiting,
             calls,
-            marked: RefCell::default(),
+            marks: RefCell::default(),
             shutdown: around.shutdown,
             runtime,
         };

@@ -19,6 +19,7 @@
 mod bound;
 mod commit;
 mod error;
+mod marks;
 mod restarts;
 mod units;
 mod work;
@@ -42,6 +43,7 @@ pub use self::bound::RejectsBound;
 use self::commit::Commits;
 use self::error::Interrupted;
 pub use self::error::RunError;
+use self::marks::Marks;
 use self::restarts::Restarts;
 use self::work::{Ahead, Worked};
 use crate::batch::TierPolicy;
@@ -148,8 +150,8 @@ pub(crate) struct Runner {
     pub(crate) recent: Recent,
     pub(crate) waiting: Arc<Waiting>,
     pub(crate) calls: Arc<Calls>,
-    /// The marks that this process has set while it worked without care: found again, they tell of no crash.
-    pub(crate) marked: RefCell<BTreeMap<i32, Attempt>>,
+    /// What this process has noted of its attempts, by partition.
+    pub(crate) marks: RefCell<BTreeMap<i32, Marks>>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) runtime: Handle,
 }
@@ -466,8 +468,14 @@ impl Runner {
             // One batch was being committed, and the next one inferred.
             let uncommitted_max = 2 * self.limits.batch_turns_max as i64;
             let batch_end = next.saturating_add(uncommitted_max).min(standing[&partition].high);
-            let marked = self.marked.borrow().get(&partition).copied();
-            let attempt = assigned.attempt.filter(|found| Some(*found) != marked);
+            let attempt = self.marks(partition, |marks| {
+                let attempt = marks.read(assigned.attempt);
+                marks.mean(attempt);
+                attempt
+            });
+            if let Some(Attempt { offset, count }) = attempt {
+                tracing::info!(partition, offset, count, until = batch_end, "after a crash turns are taken one by one");
+            }
             let careful_until = if attempt.is_some() { batch_end } else { next };
             let owner = Owned { epoch: assigned.epoch, next, attempt, careful_until };
             let noted = match attempt {
@@ -507,6 +515,7 @@ impl Runner {
         for (partition, owner) in std::mem::take(owned) {
             // The process did not die, so the turn that is in work now is marked as it was before.
             let attempt = owner.attempt.filter(|_| owner.is_careful());
+            self.marks(partition, |marks| marks.mean(attempt));
             // One that does not answer is not asked for each partition.
             let noted = if away { Ok(()) } else { self.note(partition, &owner, attempt) };
             match noted {
@@ -520,13 +529,18 @@ impl Runner {
 
     /// Marks that work goes on without care from where the partition stands.
     fn mark(&self, partition: i32, owner: &Owned) -> Result<(), RunError> {
-        let mark = Attempt { offset: owner.next, count: 0 };
-        self.marked.borrow_mut().insert(partition, mark);
-        self.note(partition, owner, Some(mark))
+        self.note(partition, owner, Some(Attempt { offset: owner.next, count: 0 }))
     }
 
     fn note(&self, partition: i32, owner: &Owned, attempt: Option<Attempt>) -> Result<(), RunError> {
-        Ok(self.wait(self.contexts.note_attempt(self.chain.name(), partition, owner.epoch, attempt))?)
+        self.marks(partition, |marks| marks.ask(attempt));
+        self.wait(self.contexts.note_attempt(self.chain.name(), partition, owner.epoch, attempt))?;
+        self.marks(partition, |marks| marks.kept(attempt));
+        Ok(())
+    }
+
+    fn marks<T>(&self, partition: i32, with: impl FnOnce(&mut Marks) -> T) -> T {
+        with(self.marks.borrow_mut().entry(partition).or_default())
     }
 
     /// Waits for a store.

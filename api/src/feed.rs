@@ -154,6 +154,8 @@ pub(crate) fn live_of(codec: &Codec, message: Message) -> Result<(Live, i64), Sk
     let live = Live {
         conversation: turn.conversation.as_str().into(),
         position,
+        at: turn.at,
+        taken_at: tokio::time::Instant::now(),
         partition: message.partition,
         offset: message.offset,
         json: view::json(&turn, Embeddings::Hide),

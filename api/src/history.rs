@@ -12,13 +12,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use schemas::Turn;
 use serde_json::json;
-use store::history::{Conversation, Cursor, HistoryError, Page, Row};
+use store::history::{Conversation, Cursor, HistoryError, Page};
 
 use crate::Shared;
 use crate::command::flag;
-use crate::hub::Live;
+use crate::pages::Kept;
 use crate::problem::Problem;
-use crate::recover::json_of;
 use crate::resume::{Token, key};
 use crate::view::Embeddings;
 
@@ -28,9 +27,9 @@ type Pairs = Query<Vec<(String, String)>>;
 pub(crate) async fn conversations(State(shared): State<Arc<Shared>>, Query(query): Pairs) -> Result<Response, Problem> {
     let limit = limit(&query, &shared)?;
     let cursor = get(&query, "cursor").map(|text| conversations_cursor(text).ok_or_else(bad_cursor)).transpose()?;
-    let mut found = shared.history.conversations(cursor, limit + 1).await.map_err(unavailable)?;
+    let found = shared.history.conversations(cursor, limit + 1).await.map_err(unavailable)?;
     let more = found.len() > limit;
-    found.truncate(limit);
+    let found = &found[..limit.min(found.len())];
     let next = found.last().filter(|_| more).map(|last| write_cursor(&json!(["c", last.last_at, last.conversation])));
     let listed: Vec<_> = found.iter().map(describe).collect();
     Ok(answer(json!({ "conversations": listed, "next": next }).to_string()))
@@ -41,12 +40,12 @@ pub(crate) async fn conversation(
     State(shared): State<Arc<Shared>>,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
-    let (rows, degraded) = newest(&shared, &id, 1).await?;
-    let Some(last) = rows.first() else { return Err(Problem::unknown_conversation(&id)) };
-    know(&shared, &rows).await?;
-    let turn = json_of(&shared.codec, last, Embeddings::Hide).unwrap_or_else(|| "null".to_owned());
+    let newest = shared.history.newest(&id, 1).await.map_err(unavailable)?;
+    let Some(last) = newest.turns.first() else { return Err(Problem::unknown_conversation(&id)) };
+    know(&shared, &newest.turns).await?;
+    let turn = last.json(&shared.codec, Embeddings::Hide).unwrap_or("null".into());
     let head = json!(id);
-    let (at, position, mark) = (last.at, last.position, mark(degraded));
+    let (at, position, mark) = (last.at, last.position, mark(newest.degraded));
     Ok(answer(format!(
         r#"{{"conversation":{head},"last_at":{at},"last_position":{position},"last_turn":{turn}{mark}}}"#
     )))
@@ -70,15 +69,24 @@ pub(crate) async fn turns(
         let mend = "leave `order` out beside a cursor, or start without one";
         return Err(Problem::parameter("order", "the cursor belongs to the other order", mend));
     }
-    let (mut rows, degraded) = match cursor.page {
-        Page::Before(None) => newest(&shared, &id, limit + 1).await?,
+    let (turns, degraded) = match cursor.page {
+        Page::Before(None) => {
+            let newest = shared.history.newest(&id, limit + 1).await.map_err(unavailable)?;
+            if newest.last.is_none() {
+                return Err(Problem::unknown_conversation(&id));
+            }
+            (newest.turns, newest.degraded)
+        }
         page => (shared.history.turns(&id, page, limit + 1).await.map_err(unavailable)?, false),
     };
-    let more = rows.len() > limit;
-    rows.truncate(limit);
-    know(&shared, &rows).await?;
-    if rows.is_empty() && cursor.is_first() && shared.history.last_position(&id).await.map_err(unavailable)?.is_none() {
-        return Err(Problem::unknown_conversation(&id));
+    let more = turns.len() > limit;
+    let mut rows: Vec<&Kept> = turns.iter().take(limit).map(|turn| &**turn).collect();
+    know(&shared, &turns).await?;
+    if rows.is_empty() && cursor.is_first() {
+        let newest = shared.history.newest(&id, 1).await.map_err(unavailable)?;
+        if newest.last.is_none() {
+            return Err(Problem::unknown_conversation(&id));
+        }
     }
     // What the hub holds ends somewhere; the turns are dense from 1, so that it shows whether there are older ones.
     let more = more || (degraded && rows.last().is_some_and(|row| row.position > 1));
@@ -94,32 +102,13 @@ pub(crate) async fn turns(
     let newest = rows.iter().map(|row| row.position).max();
     let resume = newest.map(|position| Token::Positions([(key(&id), position)].into()).encode());
     let cursor = |page: Option<Page>| json!(page.map(|page| TurnsCursor { order: cursor.order, page }.write()));
-    let shown: Vec<String> = rows.iter().filter_map(|row| json_of(&shared.codec, row, embeddings)).collect();
+    let shown: Vec<_> = rows.iter().filter_map(|row| row.json(&shared.codec, embeddings)).collect();
     let (conversation, next, previous, resume) = (json!(id), cursor(next), cursor(previous), json!(resume));
     let mark = mark(degraded);
     Ok(answer(format!(
         r#"{{"conversation":{conversation},"turns":[{}],"next":{next},"previous":{previous},"resume":{resume}{mark}}}"#,
         shown.join(",")
     )))
-}
-
-/// The newest turns, the newest first; while history is away, those that the hub holds: true says so.
-async fn newest(shared: &Shared, id: &str, limit: usize) -> Result<(Vec<Row>, bool), Problem> {
-    let error = match shared.history.turns(id, Page::Before(None), limit).await {
-        Ok(rows) => return Ok((rows, false)),
-        Err(error) => error,
-    };
-    let held = shared.hub.recent(id);
-    if held.is_empty() || !error.is_transient() {
-        return Err(unavailable(error));
-    }
-    let row = |live: &Arc<Live>| {
-        let turn = shared.codec.decode::<Turn>(&live.value).ok()?;
-        let person = turn.person();
-        let (conversation, position, value) = (turn.conversation, live.position, live.value.clone());
-        Some(Row { conversation, position, id: turn.id, at: turn.at, person, value })
-    };
-    Ok((held.iter().rev().take(limit).filter_map(row).collect(), true))
 }
 
 /// What an answer carries that was given without history.
@@ -206,7 +195,7 @@ pub(crate) fn reads_cursor(text: &str) {
 /// The pages beside this one: the older, then the newer. Positions are dense from 1, so that there is an older turn
 /// exactly if the oldest here is not the first. Newer ones are known where the page was read that way, and sure where
 /// it was read the other way from a place behind it; a page read from the end has none yet.
-fn edges(page: Page, rows: &[Row], more: bool) -> (Option<Page>, Option<Page>) {
+fn edges(page: Page, rows: &[&Kept], more: bool) -> (Option<Page>, Option<Page>) {
     let lowest = rows.iter().map(|row| row.position).min();
     let highest = rows.iter().map(|row| row.position).max();
     match (page, lowest, highest) {
@@ -258,9 +247,9 @@ fn bad_cursor() -> Problem {
     Problem::parameter("cursor", "is none of ours", "send `next` or `previous` of a page as it is, or start without")
 }
 
-/// Sees to it that the rows can be read: one that a newer release wrote may need the schema registry.
-async fn know(shared: &Shared, rows: &[Row]) -> Result<(), Problem> {
-    let known = shared.registry.know_now::<Turn>(rows.iter().map(|row| row.value.as_slice())).await;
+/// Sees to it that the turns can be read: one that a newer release wrote may need the schema registry.
+async fn know(shared: &Shared, turns: &[Arc<Kept>]) -> Result<(), Problem> {
+    let known = shared.registry.know_now::<Turn>(turns.iter().map(|turn| turn.value.as_slice())).await;
     known.map_err(|error| {
         tracing::warn!(%error, "a turn in history has a schema that is not known");
         Problem::registry_unavailable()

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::onward::Onward;
 
@@ -20,6 +21,10 @@ use crate::onward::Onward;
 pub(crate) struct Live {
     pub(crate) conversation: Arc<str>,
     pub(crate) position: i64,
+    /// When it was said, in milliseconds since the Unix epoch.
+    pub(crate) at: i64,
+    /// When the hub took it from the log.
+    pub(crate) taken_at: Instant,
     pub(crate) partition: i32,
     pub(crate) offset: i64,
     /// The turn as JSON, without its embedding.
@@ -63,6 +68,8 @@ struct Inner {
     by_conversation: HashMap<Arc<str>, Vec<u64>>,
     by_firehose: Vec<u64>,
     last_subscriber: u64,
+    /// Turns that were published, from the start on.
+    shown: u64,
     closed: bool,
 }
 
@@ -102,6 +109,7 @@ impl Hub {
     pub(crate) fn publish(&self, live: Live) {
         let live = Arc::new(live);
         let mut inner = self.lock();
+        inner.shown += 1;
         inner.next.insert(live.partition, live.offset + 1);
         inner.covered_from.entry(live.partition).or_insert(live.offset);
         inner.keep(&live, self.turns_max, self.bytes_max);
@@ -135,9 +143,19 @@ impl Hub {
         Some(Queue { hub: self.clone(), id, turns, lagged })
     }
 
-    /// What the ring holds of a conversation, in order.
-    pub(crate) fn recent(&self, conversation: &str) -> Vec<Arc<Live>> {
-        self.lock().recent.get(conversation).map(|recent| recent.iter().cloned().collect()).unwrap_or_default()
+    /// What the ring holds of a conversation behind a position, in order.
+    pub(crate) fn newer(&self, conversation: &str, after: i64) -> Vec<Arc<Live>> {
+        let inner = self.lock();
+        let Some(recent) = inner.recent.get(conversation) else { return Vec::new() };
+        let mut newer: Vec<_> = recent.iter().rev().take_while(|live| live.position > after).cloned().collect();
+        drop(inner);
+        newer.reverse();
+        newer
+    }
+
+    /// How many turns were published: another number, and something has come.
+    pub(crate) fn shown(&self) -> u64 {
+        self.lock().shown
     }
 
     /// Ends every queue behind what is in it; nobody can subscribe any more.
@@ -277,6 +295,8 @@ mod tests {
         Live {
             conversation: conversation.into(),
             position,
+            at: 0,
+            taken_at: Instant::now(),
             partition: 0,
             offset,
             json: "{}".to_owned(),

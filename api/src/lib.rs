@@ -20,6 +20,7 @@ mod hub;
 mod meters;
 mod onward;
 mod page;
+mod pages;
 mod problem;
 mod reading;
 mod recover;
@@ -40,7 +41,8 @@ use axum::Router;
 use opentelemetry::metrics::Meter;
 use schemas::{Codec, Spans, topic};
 use store::history::History;
-use store::log::{From, Kafka, LogError, Tail};
+use store::log::{From as Start, Kafka, LogError, Tail};
+use store::redis::Shelf;
 use store::registry::Registry;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -48,6 +50,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use feed::FeedError;
 use hub::Hub;
 use meters::Meters;
+use pages::Pages;
+pub use pages::Tally;
 pub use problem::Problem;
 use reading::Reading;
 
@@ -80,6 +84,14 @@ pub struct Config {
     pub firehose_replay_records_max: usize,
     /// Longest time that a read of the history may take; three that take longer open its circuit breaker.
     pub history_read_within: Duration,
+    /// Bytes of pages that are held in memory in front of history; 0: none, and every page is read from it.
+    pub pages_bytes_max: usize,
+    /// How long a page at a fixed place is believed: erasure and mending, which the log does not tell, show after it.
+    pub pages_fixed_max: Duration,
+    /// How long a newest page, an unknown conversation or a list is believed of which the log says nothing.
+    pub pages_newest_max: Duration,
+    /// How long a list of conversations is believed although turns came.
+    pub pages_list_max: Duration,
     /// Longest wait for a history that is behind the hub, and for a replay of the log that stands still.
     pub history_wait: Duration,
     /// Time between two of the five looks into a history that may be behind a hub which has seen nothing yet.
@@ -116,6 +128,10 @@ impl Default for Config {
             replay_bytes_max: 16 * 1024 * 1024,
             firehose_replay_records_max: 100_000,
             history_read_within: Duration::from_secs(2),
+            pages_bytes_max: 64 * 1024 * 1024,
+            pages_fixed_max: Duration::from_secs(60),
+            pages_newest_max: Duration::from_secs(2),
+            pages_list_max: Duration::from_millis(250),
             history_wait: Duration::from_secs(5),
             settle_every: Duration::from_secs(1),
             page_turns_default: 50,
@@ -134,6 +150,15 @@ impl Config {
     fn recovery(&self) -> recover::Limits {
         recover::Limits { turns_max: self.replay_turns_max, bytes_max: self.replay_bytes_max, wait: self.history_wait }
     }
+
+    fn pages(&self) -> pages::Limits {
+        pages::Limits {
+            bytes_max: self.pages_bytes_max,
+            fixed: self.pages_fixed_max,
+            newest: self.pages_newest_max,
+            list: self.pages_list_max,
+        }
+    }
 }
 
 /// What every request and stream of one API shares.
@@ -142,12 +167,27 @@ pub(crate) struct Shared {
     config: Config,
     hub: Arc<Hub>,
     kafka: Kafka,
-    history: Reading,
+    history: Pages,
     codec: Arc<Codec>,
     registry: Registry,
     meters: Arc<Meters>,
     streams: Arc<Semaphore>,
     shutdown: CancellationToken,
+}
+
+/// Where what was said before is read: the store, and a shelf in Redis that stands in front of it.
+#[derive(Debug, Clone)]
+pub struct Past {
+    /// The store.
+    pub history: History,
+    /// The shelf, where there is one.
+    pub shelf: Option<Shelf>,
+}
+
+impl From<History> for Past {
+    fn from(history: History) -> Past {
+        Past { history, shelf: None }
+    }
 }
 
 /// Reads a frame, a query string, a resume token, a cursor and a schema of a client, and forgets them: for fuzzing, which
@@ -189,6 +229,7 @@ pub struct Failure(FeedError);
 pub struct Api {
     router: Router,
     failure: watch::Receiver<Option<Failure>>,
+    pages: Arc<Tally>,
     _end: DropGuard,
 }
 
@@ -202,20 +243,22 @@ impl Api {
     pub async fn start(
         config: Config,
         kafka: &Kafka,
-        history: History,
+        past: impl Into<Past>,
         registry: Registry,
         meter: &Meter,
         spans: Spans,
         shutdown: CancellationToken,
     ) -> Result<Api, StartError> {
-        let tail = Tail::open(kafka, topic::TURNS_ENRICHED, From::Last(config.hub_turns_max as u64)).await?;
+        let tail = Tail::open(kafka, topic::TURNS_ENRICHED, Start::Last(config.hub_turns_max as u64)).await?;
         let hub = Hub::new(config.hub_turns_max, config.hub_bytes_max, config.socket_queue_turns_max, tail.positions());
+        let (hub, Past { history, shelf }) = (Arc::new(hub), past.into());
+        let store = Reading::new(history, config.history_read_within, meter);
         let shutdown = shutdown.child_token();
         let shared = Arc::new(Shared {
             streams: Arc::new(Semaphore::new(config.sockets_max.min(Semaphore::MAX_PERMITS))),
-            hub: Arc::new(hub),
+            history: Pages::new(store, Arc::clone(&hub), config.pages(), shelf, meter),
+            hub,
             kafka: kafka.clone(),
-            history: Reading::new(history, config.history_read_within, meter),
             config,
             codec: Arc::clone(registry.codec()),
             registry,
@@ -244,13 +287,19 @@ impl Api {
         });
         // The sender is dropped when it is done, or failed. Late turns are sent as those that are new.
         drop(tokio::time::timeout(FILL_WITHIN, is_filled).await);
-        Ok(Api { router: router::build(shared), failure, _end: shutdown.drop_guard() })
+        let pages = shared.history.tally();
+        Ok(Api { router: router::build(shared), failure, pages, _end: shutdown.drop_guard() })
     }
 
     /// The paths; unknown ones are answered by a problem detail, so that no other router merged with it may have a
     /// fallback.
     pub fn router(&self) -> Router {
         self.router.clone()
+    }
+
+    /// Who answered how many questions for pages, from the start on.
+    pub fn pages(&self) -> Arc<Tally> {
+        Arc::clone(&self.pages)
     }
 
     /// Resolves when the reader of the log has died for good; never after a shutdown.

@@ -49,6 +49,14 @@ impl Reading {
         self.ask(self.history.last_position(conversation)).await
     }
 
+    /// Opens the breaker, as a store does that is away.
+    #[cfg(test)]
+    pub(crate) fn lose(&self) {
+        for _ in 0..FAILURES_MAX {
+            self.breaker.on_error();
+        }
+    }
+
     async fn ask<T>(&self, question: impl Future<Output = Result<T, HistoryError>>) -> Result<T, HistoryError> {
         if !self.breaker.is_call_permitted() {
             return Err(away("it was away a moment ago, and is not asked again yet".to_owned()));

@@ -8,13 +8,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::{Codec, Turn};
-use store::history::{HistoryError, Page, Row};
+use schemas::Turn;
+use store::history::{HistoryError, Page};
 use store::registry::Registry;
 
 use crate::hub::{Hub, Live};
-use crate::reading::Reading;
-use crate::view::{self, Embeddings};
+use crate::pages::{Kept, Pages};
+use crate::view::Embeddings;
 
 /// Bounds of one recovery.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +36,7 @@ pub(crate) enum Item {
     Kept {
         /// Its place in the conversation.
         position: i64,
-        /// As [`view::json`] writes it.
+        /// As [`crate::view::json`] writes it.
         json: String,
     },
 }
@@ -79,7 +79,7 @@ enum Reached {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sources<'a> {
     pub(crate) hub: &'a Hub,
-    pub(crate) history: &'a Reading,
+    pub(crate) history: &'a Pages,
     pub(crate) registry: &'a Registry,
     pub(crate) embeddings: Embeddings,
     pub(crate) limits: Limits,
@@ -178,7 +178,7 @@ impl Sources<'_> {
     async fn reach(&self, conversation: &str, position: i64) -> Result<Reached, HistoryError> {
         let mut patience = Patience::new(self.limits.wait);
         loop {
-            let held = self.hub.recent(conversation);
+            let held = self.hub.newer(conversation, 0);
             if held.last().is_some_and(|live| live.position >= position) {
                 return Ok(Reached::Hub(held));
             }
@@ -196,20 +196,9 @@ impl Sources<'_> {
             && items.iter().map(Item::size_bytes).sum::<usize>() <= self.limits.bytes_max
     }
 
-    /// The row as JSON; `None` if it is no turn, which the log has been told by then.
-    fn json(&self, row: &Row) -> Option<String> {
-        json_of(self.registry.codec(), row, self.embeddings)
-    }
-}
-
-/// A row of history as JSON; `None`, with a word in the log, if it cannot be decoded: a fault of ours.
-pub(crate) fn json_of(codec: &Codec, row: &Row, embeddings: Embeddings) -> Option<String> {
-    match codec.decode::<Turn>(&row.value) {
-        Ok(turn) => Some(view::json(&turn, embeddings)),
-        Err(error) => {
-            tracing::error!(%error, position = row.position, "a turn in history cannot be decoded");
-            None
-        }
+    /// The turn as JSON; `None` if it is none, which the log has been told by then.
+    fn json(&self, turn: &Kept) -> Option<String> {
+        turn.json(self.registry.codec(), self.embeddings).map(std::borrow::Cow::into_owned)
     }
 }
 

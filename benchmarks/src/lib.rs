@@ -9,6 +9,7 @@ pub mod faults;
 mod figures;
 pub mod history;
 mod latency;
+pub mod pages;
 pub mod pipeline;
 pub mod texts;
 

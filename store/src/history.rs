@@ -42,7 +42,7 @@ pub struct Row {
 }
 
 /// Which turns of a conversation, and in which order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Page {
     /// The newest first, below a position or from the end.
     Before(Option<i64>),
@@ -214,7 +214,7 @@ impl History {
 }
 
 /// Why history could not be read or written.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum HistoryError {
     /// The database could not serve.
     #[error(transparent)]

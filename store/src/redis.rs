@@ -5,6 +5,8 @@
 //!
 //! Left out: TLS; anything that must not be lost.
 
+mod shelf;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Gauge, Meter};
 
 use crate::DatabaseError;
+pub use shelf::{Found, Shelf};
 
 /// How often a cluster's client follows a slot that moved within one call.
 const REDIRECTIONS_MAX: u32 = 3;

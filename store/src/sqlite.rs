@@ -39,7 +39,7 @@ pub enum Durability {
 }
 
 /// Why a database could not serve.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum DatabaseError {
     /// A newer release wrote the file.
     #[error(

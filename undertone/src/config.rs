@@ -158,6 +158,14 @@ pub struct Api {
     pub hub_turns_max: usize,
     /// Most bytes of them.
     pub hub_bytes_max: usize,
+    /// Most bytes of pages in front of the history; 0: none are held.
+    pub pages_bytes_max: usize,
+    /// How long a newest page is believed of which the log says nothing, in milliseconds.
+    pub pages_newest_ms_max: u64,
+    /// How long a list is believed although turns came, in milliseconds.
+    pub pages_list_ms_max: u64,
+    /// How long a page at a fixed place is believed, in milliseconds.
+    pub pages_fixed_ms_max: u64,
 }
 
 /// `[telegram]`.
@@ -264,6 +272,8 @@ pub struct History {
     pub retention_days: u32,
     /// Consumer group of the writer.
     pub group: String,
+    /// What stands between the pages in memory and the store.
+    pub cache: Cache,
 }
 
 /// `[models]`.
@@ -386,6 +396,9 @@ impl Config {
             ("api", "conversations_per_socket_max", self.api.conversations_per_socket_max as i64),
             ("api", "hub_turns_max", self.api.hub_turns_max as i64),
             ("api", "hub_bytes_max", self.api.hub_bytes_max as i64),
+            ("api", "pages_newest_ms_max", self.api.pages_newest_ms_max as i64),
+            ("api", "pages_list_ms_max", self.api.pages_list_ms_max as i64),
+            ("api", "pages_fixed_ms_max", self.api.pages_fixed_ms_max as i64),
             ("processors", "batch_turns_max", self.processors.batch_turns_max as i64),
             ("processors", "transaction_seconds_max", self.processors.transaction_seconds_max as i64),
             ("kafka", "session_seconds_max", self.kafka.session_seconds_max as i64),
@@ -437,8 +450,14 @@ impl Config {
         if [self.history.kind, self.context.kind].contains(&StoreKind::Scylla) {
             self.scylla.check()?;
         }
-        if self.context.cache == Cache::Redis {
+        if [self.context.cache, self.history.cache].contains(&Cache::Redis) {
             self.redis.check()?;
+        }
+        if self.history.cache == Cache::Redis && self.api.pages_bytes_max == 0 {
+            return conflict(
+                "[history] cache = \"redis\" stands behind pages in memory, and [api] pages_bytes_max = 0".to_owned(),
+                "give pages_bytes_max, or cache = \"none\"".to_owned(),
+            );
         }
         self.registry.check()?;
         self.kafka.check()?;

@@ -35,6 +35,51 @@ async fn turns_are_paged_to_either_end_and_back() {
 }
 
 #[tokio::test]
+async fn what_a_stream_has_shown_is_on_the_page() {
+    let site = Site::start(Config::default()).await;
+    site.keep(&turns("a", 1..=3)).await;
+    let newest = "/v1/conversations/a/turns?limit=3";
+    assert_eq!(positions(&site.get(newest).await.1), [3, 2, 1]);
+    assert_eq!(site.get("/v1/conversations/b/turns").await.0, 404);
+    let mut client = site.connect("").await;
+    client.follow(&["a", "b"], None).await;
+    for _ in 0..2 {
+        assert_eq!(client.next().await["type"], "following");
+    }
+    for (conversation, position, path, expected) in
+        [("a", 4, newest, vec![4, 3, 2]), ("b", 1, "/v1/conversations/b/turns", vec![1])]
+    {
+        // Into the log alone: the writer is behind.
+        site.say(&turns(conversation, position..=position)).await;
+        assert_eq!(client.turn().await, (conversation.to_owned(), position));
+        let (status, page) = site.get(path).await;
+        assert_eq!((status, positions(&page), &page["degraded"]), (200, expected, &Value::Null), "{conversation}");
+    }
+    let (_, one) = site.get("/v1/conversations/b").await;
+    assert_eq!((one["last_position"].as_i64(), one["last_turn"]["text"].as_str()), (Some(1), Some("turn 1")));
+}
+
+#[tokio::test]
+async fn a_process_that_is_started_anew_answers_what_the_one_before_did() {
+    let mut site = Site::start(Config::default()).await;
+    site.keep(&turns("a", 1..=30)).await;
+    let (_, newest) = site.get("/v1/conversations/a/turns?limit=10").await;
+    let older = format!("/v1/conversations/a/turns?limit=10&cursor={}", newest["next"].as_str().unwrap());
+    let (_, page) = site.get(&older).await;
+    assert_eq!(positions(&page), (11..=20).rev().collect::<Vec<_>>());
+    let patience = std::time::Instant::now();
+    loop {
+        site.restart(Config::default()).await;
+        assert_eq!(site.get(&older).await.1, page);
+        // What the one before has read comes from Redis, where there is one, once it was put there.
+        if site.shelf.is_none() || site.api.pages().count("fixed", "redis") == 1 {
+            break;
+        }
+        assert!(patience.elapsed() < tests::PATIENCE);
+    }
+}
+
+#[tokio::test]
 async fn conversations_are_listed_by_last_activity() {
     let site = Site::start(Config::default()).await;
     for (conversation, last) in [("a", 3), ("größer", 9), ("c", 5)] {

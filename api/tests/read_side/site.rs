@@ -5,28 +5,32 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use api::{Api, Config};
+use api::{Api, Config, Past};
 use broker::Broker;
 use futures_util::{SinkExt as _, StreamExt as _};
 use schemas::{Codec, Turn, topic};
 use serde_json::{Value, json};
 use store::history::{History, Row};
 use store::log::{Admin, Kafka, Producer, ProducerLimits, Record, TopicSpec};
+use store::redis::{Redis, Shelf};
 use store::registry::Registry;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::sample;
 
 const PARTITIONS: i32 = 3;
 
-/// A broker, a history, an API and its listener; all of it ends with the value.
+/// A broker, a history, an API and its listener; all of it ends with the value. Pages go through a Redis too, where one is
+/// named.
 pub(crate) struct Site {
     pub(crate) kafka: Kafka,
     pub(crate) history: History,
+    pub(crate) shelf: Option<Shelf>,
     pub(crate) codec: Arc<Codec>,
     pub(crate) http: SocketAddr,
     pub(crate) api: Api,
@@ -52,13 +56,16 @@ impl Site {
         let codec = Arc::new(Codec::embedded());
         let producer = Producer::connect(&kafka, &ProducerLimits::default()).unwrap();
         let shutdown = CancellationToken::new();
-        let (api, http) = serve(config, &kafka, &history, &shutdown).await;
-        Site { kafka, history, codec, http, api, shutdown, producer, _broker: broker, _dir: dir }
+        let shelf = shelf().await;
+        let past = Past { history: history.clone(), shelf: shelf.clone() };
+        let (api, http) = serve(config, &kafka, past, &shutdown).await;
+        Site { kafka, history, shelf, codec, http, api, shutdown, producer, _broker: broker, _dir: dir }
     }
 
     /// Another process's read side on the same log and history, started now.
     pub(crate) async fn restart(&mut self, config: Config) {
-        let (api, http) = serve(config, &self.kafka, &self.history, &self.shutdown).await;
+        let past = Past { history: self.history.clone(), shelf: self.shelf.clone() };
+        let (api, http) = serve(config, &self.kafka, past, &self.shutdown).await;
         self.api = api;
         self.http = http;
     }
@@ -111,12 +118,16 @@ impl Site {
     }
 }
 
-async fn serve(config: Config, kafka: &Kafka, history: &History, shutdown: &CancellationToken) -> (Api, SocketAddr) {
+/// A shelf of its own, where `UNDERTONE_TEST_REDIS` names a Redis.
+async fn shelf() -> Option<Shelf> {
+    let settings = tests::redis(&format!("read-side-{}", Uuid::new_v4()))?;
+    Some(Shelf::on(Redis::connect(settings, &opentelemetry::global::meter("test")).await.unwrap()))
+}
+
+async fn serve(config: Config, kafka: &Kafka, past: Past, shutdown: &CancellationToken) -> (Api, SocketAddr) {
     let meter = opentelemetry::global::meter("test");
-    let api =
-        Api::start(config, kafka, history.clone(), Registry::embedded(), &meter, Default::default(), shutdown.clone())
-            .await
-            .unwrap();
+    let api = Api::start(config, kafka, past, Registry::embedded(), &meter, Default::default(), shutdown.clone());
+    let api = api.await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = listener.local_addr().unwrap();
     let router = api.router();

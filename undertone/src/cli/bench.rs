@@ -22,6 +22,8 @@ pub(super) enum BenchCommand {
     Outages(benchmarks::faults::outages::Options),
     /// The history: turns written and pages read, in a file and beside it on a CQL server.
     History(benchmarks::history::Options),
+    /// Pages of history: without anything kept, from memory, and with a Redis behind it.
+    Pages(benchmarks::pages::Options),
     /// Throughput and latency of the pipeline beside its peers.
     Pipeline(benchmarks::pipeline::Options),
 }
@@ -39,6 +41,7 @@ pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> 
             })
         }
         BenchCommand::History(options) => benchmarks::history::run(options),
+        BenchCommand::Pages(options) => benchmarks::pages::run(options),
         BenchCommand::Pipeline(options) => benchmarks::pipeline::run(options, &undertone(settings)?),
     }?;
     if json {

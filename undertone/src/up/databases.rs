@@ -9,7 +9,7 @@ use opentelemetry::metrics::Meter;
 use store::context::Contexts;
 use store::cql::Keyspace;
 use store::history::History;
-use store::redis::Redis;
+use store::redis::{Redis, Shelf};
 use store::{Durability, Pauses};
 use tokio::sync::OnceCell;
 use tokio::time::MissedTickBehavior;
@@ -34,16 +34,17 @@ pub(crate) fn durability(config: &Config) -> Durability {
     }
 }
 
-/// The databases of a process; what is on the CQL server shares its connections.
+/// The databases of a process; what is on the CQL server, or in Redis, shares its connections.
 pub(crate) struct Databases {
     health: Health,
     keyspace: OnceCell<Keyspace>,
+    redis: OnceCell<Redis>,
 }
 
 impl Databases {
     /// None is open yet.
     pub(crate) fn new(health: Health) -> Databases {
-        Databases { health, keyspace: OnceCell::new() }
+        Databases { health, keyspace: OnceCell::new(), redis: OnceCell::new() }
     }
 
     /// Opens the history.
@@ -72,10 +73,15 @@ impl Databases {
         let contexts = self.contexts(config).await?;
         match config.context.cache {
             Cache::None => Ok(contexts),
-            Cache::Redis => {
-                let redis = Redis::connect(config.redis.settings(), meter).await;
-                Ok(contexts.cached(redis.context("reach Redis (settings: [redis])")?, meter))
-            }
+            Cache::Redis => Ok(contexts.cached(self.redis(config, meter).await?, meter)),
+        }
+    }
+
+    /// What the pages of several processes share, where it is wanted.
+    pub(crate) async fn shelf(&self, config: &Config, meter: &Meter) -> anyhow::Result<Option<Shelf>> {
+        match config.history.cache {
+            Cache::None => Ok(None),
+            Cache::Redis => Ok(Some(Shelf::on(self.redis(config, meter).await?))),
         }
     }
 
@@ -95,6 +101,12 @@ impl Databases {
             let away = |error| State::Away(format!("the CQL server is away: {error}; see to it, or to [scylla] nodes"));
             self.health.set(SCYLLA, answer.map_or_else(away, |()| State::Ready));
         }
+    }
+
+    async fn redis(&self, config: &Config, meter: &Meter) -> anyhow::Result<Redis> {
+        let connect = async || Redis::connect(config.redis.settings(), meter).await;
+        let redis = self.redis.get_or_try_init(connect).await.context("reach Redis (settings: [redis])")?;
+        Ok(redis.clone())
     }
 
     async fn scylla(&self, config: &Config) -> anyhow::Result<Keyspace> {

@@ -203,7 +203,8 @@ impl Given {
         }
         let (registry, stop) = (self.registry.clone(), self.listeners.clone());
         let (settings, spans) = (self.api_settings(), self.spans.clone());
-        let api = Api::start(settings, &self.kafka, history, registry, &self.meter, spans, stop.clone());
+        let past = api::Past { history, shelf: self.databases.shelf(&self.config, &self.meter).await? };
+        let api = Api::start(settings, &self.kafka, past, registry, &self.meter, spans, stop.clone());
         let api = api.await.context("start the read side")?;
         self.health.set(Role::Api.name(), State::Ready);
         let (router, failed) = (api.router(), self.failed.clone());
@@ -225,6 +226,10 @@ impl Given {
             conversations_per_socket_max: config.conversations_per_socket_max,
             hub_turns_max: config.hub_turns_max,
             hub_bytes_max: config.hub_bytes_max,
+            pages_bytes_max: config.pages_bytes_max,
+            pages_newest_max: Duration::from_millis(config.pages_newest_ms_max),
+            pages_list_max: Duration::from_millis(config.pages_list_ms_max),
+            pages_fixed_max: Duration::from_millis(config.pages_fixed_ms_max),
             hosts_allowed: self.config.http.hosts_allowed.clone(),
             registry_elsewhere: self.config.registry.settings().map(|settings| settings.urls.join(", ")),
             reconnect_spread: Duration::from_millis(self.config.shutdown.reconnect_spread_ms),

@@ -65,6 +65,9 @@ pub struct Options {
     /// How long a server is away; a bad network lasts a third of it.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(3..=3600))]
     seconds: u64,
+    /// Only the outages whose name has this in it, such as "kafka", or "kafka killed".
+    #[arg(long, value_name = "NAME", default_value = "")]
+    only: String,
     /// New turns a second.
     #[arg(long, default_value_t = 60.0)]
     rate: f64,
@@ -116,8 +119,15 @@ struct Row {
     outage: Outage,
     seen: Seen,
     /// From its end until the program calls itself ready, and until another turn has come out.
+    well: Well,
+}
+
+/// How the program came back.
+struct Well {
     ready: Duration,
     progress: Duration,
+    /// What it last said that it waits for.
+    waited: Option<String>,
 }
 
 /// Runs it; progress goes to `tell`.
@@ -174,13 +184,21 @@ async fn outages(
     let mut rows = Vec::new();
     for server in &servers {
         for outage in OUTAGES {
+            let name = format!("{} {}", server.name, outage.name());
+            if !name.contains(&options.only) {
+                continue;
+            }
             director.fleet.pass(PAUSE).await?;
-            let row = happen(&mut director.fleet, server, outage, options.seconds).await;
-            let row = row.with_context(|| format!("{} {}", server.name, outage.name()))?;
+            let row = happen(&mut director.fleet, server, outage, options.seconds).await.context(name)?;
             tell(&row.line());
             rows.push(row);
         }
     }
+    anyhow::ensure!(
+        !rows.is_empty(),
+        "no outage is called \"{}\": leave --only out, and see their names",
+        options.only
+    );
     tell("no more outages; waiting until everything has been read");
     enough.cancel();
     let mut said = super::Said::default();
@@ -290,33 +308,34 @@ async fn happen(fleet: &mut Fleet, server: &Server, outage: Outage, seconds: u64
         Outage::Dies => drop(server.ask("start").await?),
         Outage::Network(..) => server.gate.set(Passing::Freely),
     }
-    let (ready, progress) = well(fleet).await?;
-    Ok(Row { server: server.name, outage, seen, ready, progress })
+    Ok(Row { server: server.name, outage, seen, well: well(fleet).await? })
 }
 
-/// Waits until the program calls itself ready and another turn has come out of it; how long each took.
-async fn well(fleet: &mut Fleet) -> anyhow::Result<(Duration, Duration)> {
+/// Waits until the program calls itself ready and another turn has come out of it.
+async fn well(fleet: &mut Fleet) -> anyhow::Result<Well> {
     let (begun, mut ready, mut progress, mut first) = (Instant::now(), None, None, None);
-    let mut told = None;
+    let mut waited = None;
     loop {
         // It may have ended and been started again, at another address.
         if let Some(address) = fleet.address.borrow().clone() {
-            told = sight::readiness(&address).await;
-            let is_ready = told.as_deref().is_some_and(sight::is_ready);
+            let reasons = sight::reasons(&address).await;
+            let is_ready = reasons.as_ref().is_some_and(Vec::is_empty);
             ready = is_ready.then(|| ready.unwrap_or_else(|| begun.elapsed()));
+            waited = reasons.filter(|reasons| !reasons.is_empty()).map(|reasons| reasons.join("; ")).or(waited);
             let turns = sight::turns(&address).await;
             let came = turns.is_some_and(|turns| turns > *first.get_or_insert(turns));
             progress = progress.or(came.then(|| begun.elapsed()));
         }
         if let (Some(ready), Some(progress)) = (ready, progress) {
-            return Ok((ready, progress));
+            return Ok(Well { ready, progress, waited });
         }
         anyhow::ensure!(
             begun.elapsed() < WELL_WITHIN,
-            "not well again after {} s: turns {}; readiness says {}; the log is in {}",
+            "not well again after {} s: it {}ready, turns {}, and it last waited for: {}; its log is in {}",
             WELL_WITHIN.as_secs(),
+            if ready.is_some() { "is " } else { "is not " },
             if progress.is_some() { "came out" } else { "did not come out" },
-            told.as_deref().unwrap_or("nothing"),
+            waited.as_deref().unwrap_or("nothing"),
             fleet.logs().display()
         );
         fleet.pass(LOOK_EVERY).await?;
@@ -344,25 +363,26 @@ impl Row {
     fn line(&self) -> String {
         let named = self.seen.named_after.map_or("-".to_owned(), |after| format!("{:.1}", after.as_secs_f64()));
         format!(
-            "{:<10} {:<15} {:>9} {:<9} {:>6} {:>8} {:>7.1} {:>9.1}",
+            "{:<10} {:<15} {:>9} {:<9} {:>6} {:>8} {:>7.1} {:>10.1}  {}",
             self.server,
             self.outage.name(),
             named,
             self.seen.worst(),
             self.seen.pages_in_time(),
             self.seen.pages_marked(),
-            self.ready.as_secs_f64(),
-            self.progress.as_secs_f64(),
+            self.well.ready.as_secs_f64(),
+            self.well.progress.as_secs_f64(),
+            self.well.waited.as_deref().unwrap_or("-"),
         )
     }
 }
 
 fn outcome(rows: &[Row], evidence: &compare::Evidence, findings: &compare::Findings, fleet: &Fleet) -> Outcome {
-    let in_time = rows.iter().all(|row| row.ready.max(row.progress) <= WELL_MAX);
+    let in_time = rows.iter().all(|row| row.well.ready.max(row.well.progress) <= WELL_MAX);
     let passed = findings.is_clean() && in_time && fleet.ended.is_empty();
     let mut text = format!(
-        "{:<10} {:<15} {:>9} {:<9} {:>6} {:>8} {:>7} {:>9}\n",
-        "server", "outage", "named s", "readiness", "pages", "degraded", "ready s", "progress s"
+        "{:<10} {:<15} {:>9} {:<9} {:>6} {:>8} {:>7} {:>10}  {}\n",
+        "server", "outage", "named s", "readiness", "pages", "degraded", "ready s", "progress s", "last waited for"
     );
     for row in rows {
         text += &format!("{}\n", row.line());
@@ -391,7 +411,8 @@ fn outcome(rows: &[Row], evidence: &compare::Evidence, findings: &compare::Findi
                 "named_s": row.seen.named_after.map(|after| after.as_secs_f64()),
                 "readiness": row.seen.worst(), "pages_answered": row.seen.pages_in_time(),
                 "pages_degraded": row.seen.pages_marked(), "slowest_answer_s": row.seen.slowest.as_secs_f64(),
-                "ready_s": row.ready.as_secs_f64(), "progress_s": row.progress.as_secs_f64(),
+                "ready_s": row.well.ready.as_secs_f64(), "progress_s": row.well.progress.as_secs_f64(),
+                "last_waited_for": row.well.waited,
             })
         })
         .collect();

@@ -27,14 +27,13 @@ async fn get(address: &str, path: &str) -> Option<(u16, String)> {
     tokio::time::timeout(ANSWER_MAX, ask).await.ok()?
 }
 
-/// What it says of its readiness.
-pub(super) async fn readiness(address: &str) -> Option<String> {
-    Some(get(address, "/readyz").await?.1)
-}
-
-/// Whether that is readiness without reserve.
-pub(super) fn is_ready(readiness: &str) -> bool {
-    readiness.contains(r#""status":"ready""#)
+/// Why it is not ready without reserve; empty: it is.
+pub(super) async fn reasons(address: &str) -> Option<Vec<String>> {
+    let (_, body) = get(address, "/readyz").await?;
+    let told: Value = serde_json::from_str(&body).ok()?;
+    let reasons = told["reasons"].as_array()?.iter();
+    let text = |reason: &Value, key: &str| reason[key].as_str().unwrap_or_default().to_owned();
+    Some(reasons.map(|reason| format!("{}: {}", text(reason, "part"), text(reason, "reason"))).collect())
 }
 
 /// How many enriched turns its streams have seen.

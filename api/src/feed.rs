@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use schemas::{Codec, Span, SpanKind, Spans, Turn, topic};
+use schemas::{Codec, Span, SpanKind, Spans, Turn, TurnHead, topic};
 use store::log::{LogError, Message, Tail};
 use store::registry::{Registry, RegistryError};
 use tokio::sync::oneshot;
@@ -101,12 +101,23 @@ pub(crate) async fn run(
 }
 
 impl Feed {
+    /// What the record is to the hub. Only what somebody follows is read to its end: that is most of the work.
+    fn taken(&self, message: Message) -> Result<(Live, i64), Skip> {
+        let codec = self.registry.codec();
+        let (mut live, received_at) = live_of(codec, message)?;
+        if self.hub.is_followed(&live.conversation) {
+            let turn: Turn = codec.decode(&live.value).map_err(|_| Skip::Undecodable)?;
+            live.json = Some(view::json(&turn, Embeddings::Hide));
+        }
+        Ok((live, received_at))
+    }
+
     /// Hands a record to the hub. What is no news has been measured and traced when it was.
-    fn publish(&self, message: Message, is_news: bool) {
+    pub(crate) fn publish(&self, message: Message, is_news: bool) {
         let (partition, offset) = (message.partition, message.offset);
         let begun = SystemTime::now();
         let trace = message.trace();
-        match live_of(self.registry.codec(), message) {
+        match self.taken(message) {
             Ok((live, _)) if !is_news => self.hub.publish(live),
             Ok((mut live, received_at)) => {
                 self.meters.hub_turns.add(1, &[]);
@@ -141,7 +152,7 @@ impl Feed {
     }
 }
 
-/// The record as the hub holds it, and when intake took the turn, in milliseconds since the Unix epoch.
+/// The record as the hub holds it, without JSON, and when intake took the turn, in milliseconds since the Unix epoch.
 pub(crate) fn live_of(codec: &Codec, message: Message) -> Result<(Live, i64), Skip> {
     let text = |name: &str| {
         let header = message.headers.iter().find(|(header, _)| header == name);
@@ -149,20 +160,20 @@ pub(crate) fn live_of(codec: &Codec, message: Message) -> Result<(Live, i64), Sk
     };
     let (correlation_id, traceparent) = (text("correlationid"), text("traceparent"));
     let value = message.value.unwrap_or_default();
-    let turn: Turn = codec.decode(&value).map_err(|_| Skip::Undecodable)?;
-    let position = turn.position.ok_or(Skip::NoPosition)?;
+    let head: TurnHead = codec.decode_head(&value).map_err(|_| Skip::Undecodable)?;
+    let position = head.position.ok_or(Skip::NoPosition)?;
     let live = Live {
-        conversation: turn.conversation.as_str().into(),
+        conversation: head.conversation.into(),
         position,
-        at: turn.at,
+        at: head.at,
         taken_at: tokio::time::Instant::now(),
         partition: message.partition,
         offset: message.offset,
-        json: view::json(&turn, Embeddings::Hide),
+        json: None,
         value,
         correlation_id,
         traceparent,
         onward: None,
     };
-    Ok((live, turn.received_at))
+    Ok((live, head.received_at))
 }

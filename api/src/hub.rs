@@ -11,13 +11,15 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use schemas::{Codec, Turn};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::onward::Onward;
+use crate::view::{self, Embeddings};
 
 /// A turn as the hub holds it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Live {
     pub(crate) conversation: Arc<str>,
     pub(crate) position: i64,
@@ -27,8 +29,8 @@ pub(crate) struct Live {
     pub(crate) taken_at: Instant,
     pub(crate) partition: i32,
     pub(crate) offset: i64,
-    /// The turn as JSON, without its embedding.
-    pub(crate) json: String,
+    /// The turn as JSON, without its embedding; `None` of one that nobody followed when it came, as most are.
+    pub(crate) json: Option<String>,
     /// The turn in the wire format, for the few who ask for its embedding.
     pub(crate) value: Vec<u8>,
     /// The correlation id and the trace that came with the record.
@@ -39,9 +41,24 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    /// The turn with its JSON; `None`, with a word in the log, if it cannot be read.
+    pub(crate) fn shown(self: &Arc<Live>, codec: &Codec) -> Option<Arc<Live>> {
+        if self.json.is_some() {
+            return Some(Arc::clone(self));
+        }
+        match codec.decode::<Turn>(&self.value) {
+            Ok(turn) => Some(Arc::new(Live { json: Some(view::json(&turn, Embeddings::Hide)), ..Live::clone(self) })),
+            Err(error) => {
+                let (partition, offset) = (self.partition, self.offset);
+                tracing::error!(%error, partition, offset, "a record of the enriched turns cannot be shown");
+                None
+            }
+        }
+    }
+
     fn size_bytes(&self) -> usize {
         // Beside the texts: the struct, its place in two queues, and allocator overhead.
-        self.json.len() + self.value.len() + self.conversation.len() + 256
+        self.json.as_ref().map_or(0, String::len) + self.value.len() + self.conversation.len() + 256
     }
 }
 
@@ -103,6 +120,12 @@ impl Hub {
     pub(crate) fn new(turns_max: usize, bytes_max: usize, queue_turns_max: usize, next: BTreeMap<i32, i64>) -> Hub {
         let inner = Inner { covered_from: next.clone(), next, ..Inner::default() };
         Hub { turns_max, bytes_max, queue_turns_max, inner: Mutex::new(inner) }
+    }
+
+    /// Whether anybody follows the conversation, or everything.
+    pub(crate) fn is_followed(&self, conversation: &str) -> bool {
+        let inner = self.lock();
+        !inner.by_firehose.is_empty() || inner.by_conversation.contains_key(conversation)
     }
 
     /// Hands a turn to everybody who follows it. Turns of a partition come in the order of the log.
@@ -299,7 +322,7 @@ mod tests {
             taken_at: Instant::now(),
             partition: 0,
             offset,
-            json: "{}".to_owned(),
+            json: Some("{}".to_owned()),
             value: Vec::new(),
             correlation_id: None,
             traceparent: None,

@@ -17,6 +17,8 @@ mod firehose;
 mod guard;
 mod history;
 mod hub;
+#[doc(hidden)]
+pub mod measured;
 mod meters;
 mod onward;
 mod page;

@@ -51,7 +51,7 @@ impl Item {
 
     fn size_bytes(&self) -> usize {
         match self {
-            Item::Live(live) => live.json.len(),
+            Item::Live(live) => live.json.as_ref().map_or(0, String::len),
             Item::Kept { json, .. } => json.len(),
         }
     }
@@ -112,8 +112,9 @@ impl Sources<'_> {
         for live in behind {
             // The same position again is the same turn again.
             if live.position == last + 1 {
-                items.push(Item::Live(live.clone()));
                 last = live.position;
+                let Some(live) = live.shown(self.registry.codec()) else { return Ok(Recovered::Lost) };
+                items.push(Item::Live(live));
             } else if live.position > last + 1 {
                 return Ok(Recovered::Lost);
             }

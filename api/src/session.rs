@@ -248,6 +248,8 @@ impl Session {
         if live.position <= place.last {
             return Ok(Vec::new());
         }
+        // One that cannot be read is missed by the turn behind it.
+        let Some(live) = live.shown(&self.shared.codec) else { return Ok(Vec::new()) };
         let mut messages = Vec::new();
         if place.dense && live.position > place.last + 1 {
             match self.sources().between(&name, place.last, Some(live.position)).await? {
@@ -361,30 +363,31 @@ impl Session {
         let settle = if matches!(item, Item::Kept { .. }) { place.settle } else { 0 };
         *place = Place { last: position, dense: true, settle };
         Some(match item {
-            Item::Live(live) => self.turn(&live),
+            Item::Live(live) => return self.turn(&live),
             Item::Kept { json, .. } => turn_message(&json, self.token(), None, None),
         })
     }
 
-    fn deliver_all(&mut self, live: &Live) -> Option<Message> {
+    fn deliver_all(&mut self, live: &Arc<Live>) -> Option<Message> {
         let offset = self.offsets.as_mut()?.entry(live.partition).or_insert(live.offset);
         if live.offset < *offset {
             return None;
         }
         *offset = live.offset + 1;
-        Some(self.turn(live))
+        self.turn(&*live.shown(&self.shared.codec)?)
     }
 
-    fn turn(&self, live: &Live) -> Message {
+    /// The message for a turn that is shown.
+    fn turn(&self, live: &Live) -> Option<Message> {
         let (correlation, trace) = (live.correlation_id.as_deref(), live.traceparent.as_deref());
         if self.embeddings == Embeddings::Show
             && let Ok(turn) = self.shared.codec.decode::<Turn>(&live.value)
         {
             let message = turn_message(&view::json(&turn, Embeddings::Show), self.token(), correlation, trace);
-            return Message { onward: live.onward.clone(), ..message };
+            return Some(Message { onward: live.onward.clone(), ..message });
         }
-        let message = turn_message(&live.json, self.token(), correlation, trace);
-        Message { onward: live.onward.clone(), ..message }
+        let message = turn_message(live.json.as_deref()?, self.token(), correlation, trace);
+        Some(Message { onward: live.onward.clone(), ..message })
     }
 
     fn following(&self, conversation: &str, recovered: Option<bool>) -> Message {

@@ -32,6 +32,8 @@ fn codec(c: &mut Criterion) {
         });
     });
     group.bench_function("decode avro", |b| b.iter(|| codec.decode::<Turn>(black_box(&bytes))));
+    // What the hub reads of a turn that nobody follows.
+    group.bench_function("decode head avro", |b| b.iter(|| codec.decode_head(black_box(&bytes))));
     group.bench_function("decode json", |b| b.iter(|| serde_json::from_slice::<Turn>(black_box(&json))));
     group.finish();
 }

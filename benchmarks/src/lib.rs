@@ -5,6 +5,7 @@
 
 pub mod broker;
 pub mod contexts;
+pub mod fanout;
 pub mod faults;
 mod figures;
 pub mod history;

@@ -26,4 +26,4 @@ pub use registry::{Entry, Ids, Kind, REGISTERED, Registered, is_same, latest, ve
 pub use reject::{Header, Reason, Redrive, Reject};
 pub use reply::{Delivery, Reply};
 pub use span::{Attribute, Span, SpanKind, Spans};
-pub use turn::{Sender, Skipped, Stamp, Turn, turn_id};
+pub use turn::{Sender, Skipped, Stamp, Turn, TurnHead, turn_id};

@@ -8,6 +8,19 @@ use uuid::Uuid;
 
 use crate::part::{Emotion, Encoding, Tier};
 
+/// Where a turn stands: what of a [`Turn`] tells who wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TurnHead {
+    /// As [`Turn::conversation`].
+    pub conversation: String,
+    /// As [`Turn::at`].
+    pub at: i64,
+    /// As [`Turn::received_at`].
+    pub received_at: i64,
+    /// As [`Turn::position`].
+    pub position: Option<i64>,
+}
+
 /// One thing that was said in a conversation. Intake fills the fields up to `text`; the first processor adds
 /// `position`, `stamp` and `tier`; every stage adds its own part.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

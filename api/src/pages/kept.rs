@@ -33,7 +33,7 @@ impl Kept {
 
     /// As the hub has it.
     pub(crate) fn live(live: &Live) -> Kept {
-        let json = Some(live.json.clone()).into();
+        let json = live.json.clone().map_or_else(OnceLock::new, |json| OnceLock::from(Some(json)));
         Kept { position: live.position, at: live.at, value: live.value.clone(), json }
     }
 

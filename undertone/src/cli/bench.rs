@@ -16,6 +16,8 @@ pub(super) enum BenchCommand {
     Broker(benchmarks::broker::Options),
     /// Contexts of a batch loaded and saved: in a file and on a CQL server, without and with a Redis in front.
     Contexts(benchmarks::contexts::Options),
+    /// How turns come to several processes that serve streams: each tails the topic, or a Redis hands them out.
+    Fanout(benchmarks::fanout::Options),
     /// Kill, stop and add processes under load; then count what was lost, doubled or out of order.
     Faults(benchmarks::faults::Options),
     /// Stop, kill and cut off the servers that the program depends on, under load; measure what is seen, and count.
@@ -32,6 +34,7 @@ pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> 
     let outcome = match command {
         BenchCommand::Broker(options) => benchmarks::broker::run(options),
         BenchCommand::Contexts(options) => benchmarks::contexts::run(options),
+        BenchCommand::Fanout(options) => benchmarks::fanout::run(options),
         BenchCommand::Faults(options) => benchmarks::faults::run(options, &undertone(settings)?, &mut |line| {
             let _ = writeln!(std::io::stderr(), "{line}");
         }),

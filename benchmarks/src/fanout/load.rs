@@ -25,6 +25,13 @@ pub(super) struct Load {
     turn: Turn,
 }
 
+/// What a record is made of.
+struct Said {
+    key: String,
+    value: Vec<u8>,
+    headers: Vec<(&'static str, String)>,
+}
+
 /// The name of a conversation.
 pub(super) fn room(number: usize) -> String {
     format!("telegram:helper:{number}")
@@ -62,7 +69,7 @@ impl Load {
 
     /// Bytes of a record's key, value and headers, uncompressed.
     pub(super) fn record_bytes(&self) -> anyhow::Result<usize> {
-        let (key, value, headers) = self.record(0, 0, true)?;
+        let Said { key, value, headers } = self.record(0, 0, true)?;
         let headers: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         Ok(key.len() + value.len() + headers)
     }
@@ -74,7 +81,8 @@ impl Load {
             if per_second > 0 {
                 sleep_until(schedule.due(number));
             }
-            let (key, value, texts) = self.record(number as usize % ROOMS, number as i64 / ROOMS as i64 + 1, counts)?;
+            let (room, position) = (number as usize % ROOMS, number as i64 / ROOMS as i64 + 1);
+            let Said { key, value, headers: texts } = self.record(room, position, counts)?;
             let mut headers = OwnedHeaders::new();
             for (key, value) in &texts {
                 headers = headers.insert(Header { key, value: Some(value) });
@@ -86,12 +94,7 @@ impl Load {
         Ok(turns)
     }
 
-    fn record(
-        &self,
-        number: usize,
-        position: i64,
-        counts: bool,
-    ) -> anyhow::Result<(String, Vec<u8>, Vec<(&'static str, String)>)> {
+    fn record(&self, number: usize, position: i64, counts: bool) -> anyhow::Result<Said> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let received_at = now.as_millis() as i64;
         let turn = Turn { conversation: room(number), position: Some(position), received_at, ..self.turn.clone() };
@@ -104,6 +107,7 @@ impl Load {
             correlation_id: format!("{}-{}", now.as_nanos(), u8::from(counts)),
             trace: Some(TraceParent { flags: 0, ..TraceParent::root(turn.id) }),
         };
-        Ok((turn.conversation.clone(), self.codec.encode(&turn)?, envelope.headers()))
+        let value = self.codec.encode(&turn)?;
+        Ok(Said { key: turn.conversation, value, headers: envelope.headers() })
     }
 }

@@ -40,6 +40,9 @@ use frame::{Bounds, Code, FrameError, Said, WEBSOCKET};
 /// Messages up to this many times the bound are read and refused by name; larger ones end the socket unread.
 const READ_FACTOR: usize = 4;
 
+/// What is kept of each socket for reading, and read at once, in bytes: some turns. The library's own choice is 128 KiB.
+const READ_BUFFER_BYTES: usize = 8 * 1024;
+
 /// How long a socket waits for its client to have read the last word.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -82,7 +85,7 @@ pub(crate) async fn upgrade(
     };
     let bytes_max = shared.config.websocket.frame_bytes_max.saturating_mul(READ_FACTOR);
     let upgrade = upgrade.max_message_size(bytes_max).max_frame_size(bytes_max);
-    upgrade.on_upgrade(move |socket| serve(socket, shared, place)).into_response()
+    upgrade.read_buffer_size(READ_BUFFER_BYTES).on_upgrade(move |socket| serve(socket, shared, place)).into_response()
 }
 
 /// Serves one socket to its end. `place` is one of the bounded number of sockets.

@@ -13,6 +13,7 @@ pub mod load;
 pub mod compare;
 pub mod timeline;
 pub mod outages;
+pub mod scale;
 mod gate;
 mod sight;
 mod process;

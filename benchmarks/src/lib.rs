@@ -12,6 +12,7 @@ pub mod history;
 mod latency;
 pub mod pages;
 pub mod pipeline;
+mod spent;
 pub mod texts;
 
 /// A keyspace of the run's own, on a CQL server of one node.

@@ -15,6 +15,7 @@ mod processes;
 mod program;
 mod site;
 mod socket;
+pub mod sockets;
 mod stages;
 
 use clap::ValueEnum;

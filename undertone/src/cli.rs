@@ -21,6 +21,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use self::topics::Topics;
+use crate::capacity;
 use crate::config::{self, Config};
 use crate::up::Role;
 
@@ -107,6 +108,15 @@ enum Command {
     Rejects(rejects::RejectsCommand),
     /// Run turns once more through other models or settings, into a topic and contexts of their own.
     Replay(replay::Options),
+    /// Compute partitions, processes, memory and disk for a load, from what a turn and a socket cost.
+    Capacity {
+        /// Inputs of your own, rather than those that are shipped; `--print` shows the shipped ones.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Print the inputs, as the file to begin with.
+        #[arg(long, conflicts_with = "file")]
+        print: bool,
+    },
     /// Measure the program beside a peer or a limit, or kill it and count.
     Bench {
         #[command(subcommand)]
@@ -254,6 +264,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Contexts(ContextsCommand::Rebuild { forget }) => models::contexts_rebuild(settings.load()?, forget),
         Command::Replay(options) => replay::replay(&settings.load()?, &options),
         Command::Bench { command, json } => bench::bench(settings, &command, json),
+        Command::Capacity { print: true, .. } => say(capacity::SHIPPED),
+        Command::Capacity { file, print: false } => commands::capacity(file.as_deref()),
         Command::History(command) => history::history(settings, &command),
         Command::Rejects(command) => rejects::rejects(&settings.load()?, command),
         Command::Completions { shell } => {

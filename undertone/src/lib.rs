@@ -21,3 +21,4 @@ mod keyboard;
 pub mod watch;
 pub mod top;
 pub mod demo;
+pub mod capacity;

@@ -122,7 +122,7 @@ pub struct Speaking {
     pub conversations: Vec<usize>,
     /// New turns a second.
     pub rate: f64,
-    /// Where the intake is, when it is there.
+    /// Where the intake is, when it is there. A client whose intake is another one from now on goes there at once.
     pub address: watch::Receiver<Option<String>>,
     /// No new turns from then on; it ends when all are acknowledged.
     pub enough: CancellationToken,
@@ -151,9 +151,9 @@ pub async fn speak(speaking: Speaking, random: Random) -> anyhow::Result<Said> {
     let waiting = VecDeque::with_capacity(WINDOW * 2);
     let mut client = Client { speaking, random, next, waiting, said: Said::default() };
     while !client.is_done() {
-        let Some(socket) = client.connect().await else { continue };
+        let Some((socket, address)) = client.connect().await else { continue };
         client.said.sockets += 1;
-        client.talk(socket).await?;
+        client.talk(socket, &address).await?;
     }
     Ok(client.said)
 }
@@ -173,21 +173,21 @@ impl Client {
         self.speaking.enough.is_cancelled() && self.waiting.is_empty()
     }
 
-    async fn connect(&mut self) -> Option<Socket> {
+    async fn connect(&mut self) -> Option<(Socket, String)> {
         tokio::time::sleep(RECONNECT).await;
         let address = self.speaking.address.borrow_and_update().clone()?;
         let connected = tokio_tungstenite::connect_async(format!("ws://{address}/ingest/ws"));
-        Some(timeout(SILENT_MAX, connected).await.ok()?.ok()?.0)
+        Some((timeout(SILENT_MAX, connected).await.ok()?.ok()?.0, address))
     }
 
-    /// Until the socket dies, or everything is acknowledged.
-    async fn talk(&mut self, mut socket: Socket) -> anyhow::Result<()> {
+    /// Until the socket dies, the intake is another one, or everything is acknowledged.
+    async fn talk(&mut self, mut socket: Socket, here: &str) -> anyhow::Result<()> {
         self.said.resent += self.waiting.len() as u64;
         let mut sent = 0;
         let mut ticks = interval(Duration::from_secs_f64(1.0 / self.speaking.rate.max(0.1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
-        let enough = self.speaking.enough.clone();
+        let (enough, mut address) = (self.speaking.enough.clone(), self.speaking.address.clone());
         while !self.is_done() && heard.elapsed() < SILENT_MAX {
             while sent < self.waiting.len() {
                 if socket.send(self.waiting[sent].message()).await.is_err() {
@@ -207,6 +207,7 @@ impl Client {
                     sent -= 1;
                 }
                 () = enough.cancelled(), if !enough.is_cancelled() => {}
+                () = moved(&mut address, here) => return Ok(()),
             }
         }
         Ok(())
@@ -228,6 +229,10 @@ impl Client {
     /// Takes an answer; whether the socket is still of use.
     fn hear(&mut self, text: &str) -> anyhow::Result<bool> {
         let answer: Answer = serde_json::from_str(text).with_context(|| format!("read the answer {text}"))?;
+        if answer.kind == "reconnect" {
+            // It ends in good order.
+            return Ok(false);
+        }
         let frame = *self.waiting.front().with_context(|| format!("an answer to nothing: {text}"))?;
         anyhow::ensure!(answer.id == Some(frame.id()), "answers come in order: {text} is no answer to {frame:?}");
         match (answer.kind.as_str(), answer.partition, answer.offset) {
@@ -247,5 +252,14 @@ impl Client {
             }
             _ => anyhow::bail!("a good frame is refused: {}", answer.message.unwrap_or_default()),
         }
+    }
+}
+
+/// Until the intake is another one.
+async fn moved(address: &mut watch::Receiver<Option<String>>, here: &str) {
+    let elsewhere = |address: &Option<String>| address.as_ref().is_some_and(|address| address != here);
+    if address.wait_for(elsewhere).await.is_err() {
+        // Nobody says any more where it is.
+        std::future::pending().await
     }
 }

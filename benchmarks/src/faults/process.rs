@@ -163,7 +163,8 @@ impl Slot {
         }
     }
 
-    fn pid(&self) -> Option<Pid> {
+    /// Its process id.
+    pub(super) fn pid(&self) -> Option<Pid> {
         let running = self.running.as_ref()?;
         Pid::from_raw(i32::try_from(running.child.id()).ok()?)
     }

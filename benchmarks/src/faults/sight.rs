@@ -38,9 +38,18 @@ pub(super) async fn reasons(address: &str) -> Option<Vec<String>> {
 
 /// How many enriched turns its streams have seen.
 pub(super) async fn turns(address: &str) -> Option<u64> {
+    count(address, "undertone_api_hub_turns_total", "").await
+}
+
+/// What a counter stands at: the sum of its series whose labels contain this. None where it has none yet.
+pub(super) async fn count(address: &str, metric: &str, label: &str) -> Option<u64> {
     let (_, text) = get(address, "/metrics").await?;
-    let line = text.lines().find(|line| line.starts_with("undertone_api_hub_turns_total"))?;
-    line.rsplit(' ').next()?.parse::<f64>().ok().map(|turns| turns as u64)
+    let is_meant = |line: &&str| {
+        let behind = line.strip_prefix(metric);
+        behind.is_some_and(|behind| behind.starts_with(['{', ' ']) && behind.contains(label))
+    };
+    let values = text.lines().filter(is_meant).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    values.map(|value| value as u64).reduce(|sum, value| sum + value)
 }
 
 /// What was seen during an outage.

@@ -69,6 +69,11 @@ impl Program {
         self.ready_in
     }
 
+    /// Its process id.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// `host:port` of its HTTP listener.
     pub(super) fn http(&self) -> &str {
         self.said.get("http").map_or("", |url| url.trim_start_matches("http://"))

@@ -28,6 +28,10 @@ pub(super) enum BenchCommand {
     Pages(benchmarks::pages::Options),
     /// Throughput and latency of the pipeline beside its peers.
     Pipeline(benchmarks::pipeline::Options),
+    /// One, two, four and two processes of each role under load: how they share the work, what a turn costs; and count.
+    Scale(benchmarks::faults::scale::Options),
+    /// Thousands of open WebSockets to an `api` process: memory of each, processor time of each frame.
+    Sockets(benchmarks::pipeline::sockets::Options),
 }
 
 pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> anyhow::Result<ExitCode> {
@@ -46,6 +50,10 @@ pub(super) fn bench(settings: &Settings, command: &BenchCommand, json: bool) -> 
         BenchCommand::History(options) => benchmarks::history::run(options),
         BenchCommand::Pages(options) => benchmarks::pages::run(options),
         BenchCommand::Pipeline(options) => benchmarks::pipeline::run(options, &undertone(settings)?),
+        BenchCommand::Scale(options) => benchmarks::faults::scale::run(options, &undertone(settings)?, &mut |line| {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }),
+        BenchCommand::Sockets(options) => benchmarks::pipeline::sockets::run(options, &undertone(settings)?),
     }?;
     if json {
         say(&serde_json::to_string(&outcome.json).context("write the report")?)?;

@@ -1,11 +1,12 @@
-//! The commands that answer and end at once: `config`.
+//! The commands that answer and end at once: `config`, `capacity`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 
 use super::{Settings, say, variables};
-use crate::config;
+use crate::{capacity, config};
 
 pub(super) fn config_print(settings: &Settings) -> anyhow::Result<ExitCode> {
     // Checked first: what is printed is what would run.
@@ -21,4 +22,15 @@ pub(super) fn config_check(settings: &Settings) -> anyhow::Result<ExitCode> {
     let config = settings.load()?;
     config.check_only_machine()?;
     say("the settings are good")
+}
+
+pub(super) fn capacity(file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let inputs = match file {
+        None => capacity::read(capacity::SHIPPED).context("read the shipped inputs")?,
+        Some(file) => {
+            let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+            capacity::read(&text).with_context(|| format!("read {}", file.display()))?
+        }
+    };
+    say(&capacity::tables(&inputs))
 }

@@ -51,7 +51,7 @@ impl Process {
             taken_at: Instant::now(),
             partition: 0,
             offset: position,
-            json: view(&turn),
+            json: Some(view(&turn)),
             value: self.codec.encode(&turn).unwrap(),
             correlation_id: None,
             traceparent: None,

@@ -86,7 +86,7 @@ struct Inner {
     by_firehose: Vec<u64>,
     last_subscriber: u64,
     /// Turns that were published, from the start on.
-    shown: u64,
+    published: u64,
     closed: bool,
 }
 
@@ -132,7 +132,7 @@ impl Hub {
     pub(crate) fn publish(&self, live: Live) {
         let live = Arc::new(live);
         let mut inner = self.lock();
-        inner.shown += 1;
+        inner.published += 1;
         inner.next.insert(live.partition, live.offset + 1);
         inner.covered_from.entry(live.partition).or_insert(live.offset);
         inner.keep(&live, self.turns_max, self.bytes_max);
@@ -177,8 +177,8 @@ impl Hub {
     }
 
     /// How many turns were published: another number, and something has come.
-    pub(crate) fn shown(&self) -> u64 {
-        self.lock().shown
+    pub(crate) fn published(&self) -> u64 {
+        self.lock().published
     }
 
     /// Ends every queue behind what is in it; nobody can subscribe any more.

@@ -154,7 +154,7 @@ impl Pages {
             if let Some(list) = self.listed(cache, &key).await {
                 return (From::Shared, Ok(list));
             }
-            let (read_at, shown) = (Instant::now(), self.hub.shown());
+            let (read_at, shown) = (Instant::now(), self.hub.published());
             match self.store.conversations(after, limit).await {
                 Ok(list) => {
                     let list: Arc<[Conversation]> = list.into();
@@ -176,7 +176,7 @@ impl Pages {
 
     async fn listed(&self, cache: &Cache, key: &Key) -> Option<Arc<[Conversation]>> {
         let Some(Entry::List { list, read_at, shown }) = cache.get(key).await else { return None };
-        let (age, quiet) = (read_at.elapsed(), shown == self.hub.shown());
+        let (age, quiet) = (read_at.elapsed(), shown == self.hub.published());
         (age < self.limits.list || quiet && age < self.limits.newest).then_some(list)
     }
 

@@ -107,18 +107,29 @@ pub struct Options {
 /// # Errors
 /// It could not be run, or the pipeline did not come to rest.
 pub fn run(options: &Options, undertone: &Undertone, tell: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
+    in_folder("faults", options.keep, tell, async |folder, tell| {
+        Box::pin(faults(options, undertone, folder, tell)).await
+    })
+}
+
+/// Runs what keeps its state in a folder, until it is done or interrupted. The folder stays, and is told, if that is asked
+/// for or not all was well.
+fn in_folder(
+    name: &str,
+    keep: bool,
+    tell: &mut dyn FnMut(&str),
+    work: impl AsyncFnOnce(&Path, &mut dyn FnMut(&str)) -> anyhow::Result<Outcome>,
+) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let folder = tempfile::Builder::new().prefix("undertone-faults-").tempdir().context("make a folder")?;
+    let folder = tempfile::Builder::new().prefix(&format!("undertone-{name}-")).tempdir().context("make a folder")?;
     let outcome = runtime.block_on(async {
         tokio::select! {
-            outcome = Box::pin(faults(options, undertone, folder.path(), tell)) => outcome,
+            outcome = work(folder.path(), tell) => outcome,
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
         }
     });
-    let well = outcome.as_ref().is_ok_and(|outcome| outcome.passed);
-    if options.keep || !well {
-        let kept = folder.keep();
-        tell(&format!("kept {}: state, and the logs of the processes", kept.display()));
+    if keep || !outcome.as_ref().is_ok_and(|outcome| outcome.passed) {
+        tell(&format!("kept {}: state, and the logs of the processes", folder.keep().display()));
     }
     runtime.shutdown_background();
     outcome

@@ -135,19 +135,9 @@ struct Well {
 /// # Errors
 /// It could not be run, or the program did not come to rest.
 pub fn run(options: &Options, undertone: &Undertone, tell: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let folder = tempfile::Builder::new().prefix("undertone-outages-").tempdir().context("make a folder")?;
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = Box::pin(outages(options, undertone, folder.path(), tell)) => outcome,
-            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
-        }
-    });
-    if options.keep || !outcome.as_ref().is_ok_and(|outcome| outcome.passed) {
-        tell(&format!("kept {}: state, and the log of the program", folder.keep().display()));
-    }
-    runtime.shutdown_background();
-    outcome
+    super::in_folder("outages", options.keep, tell, async |folder, tell| {
+        Box::pin(outages(options, undertone, folder, tell)).await
+    })
 }
 
 async fn outages(

@@ -106,19 +106,9 @@ impl Tier {
 /// # Errors
 /// It could not be run, a process ended by itself, or the pipeline did not come to rest.
 pub fn run(options: &Options, undertone: &Undertone, tell: &mut dyn FnMut(&str)) -> anyhow::Result<Outcome> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let folder = tempfile::Builder::new().prefix("undertone-scale-").tempdir().context("make a folder")?;
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = Box::pin(scale(options, undertone, folder.path(), tell)) => outcome,
-            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
-        }
-    });
-    if options.keep || !outcome.as_ref().is_ok_and(|outcome| outcome.passed) {
-        tell(&format!("kept {}: state, and the logs of the processes", folder.keep().display()));
-    }
-    runtime.shutdown_background();
-    outcome
+    super::in_folder("scale", options.keep, tell, async |folder, tell| {
+        Box::pin(scale(options, undertone, folder, tell)).await
+    })
 }
 
 async fn scale(

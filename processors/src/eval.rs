@@ -1,29 +1,63 @@
 //! How good the models are on labelled texts: what `undertone eval` computes.
 //!
-//! Promises: the shipped path runs, stage by stage; nothing is read of the data but texts and labels to compare with; the
-//! baseline runs on the same texts in the same call. Leaves out: reading files and printing (the program), and every
-//! task but emotion until its stage exists.
+//! Promises: the shipped path runs, stage by stage; nothing is read of the data but inputs and labels to compare with; the
+//! baseline runs on the same data in the same call. A task is a file under `eval/` and a line in [`TASKS`]. Leaves out:
+//! reading files and printing (the program), and every task whose stage does not exist yet.
 
+mod bootstrap;
+mod emotion;
 mod figures;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
-use schemas::part::EKMAN_OF;
-use schemas::{Ekman, Emotion, GoEmotions, Tier, Turn};
-use serde::{Deserialize, Serialize};
+use schemas::{Provenance, Tier, Turn};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::model::Models;
-use crate::model::expression::{EKMAN, LABELS, sigmoid};
-use crate::model::ngram::Normalised;
-use crate::stage::{Failure, Stage};
-use crate::stages::{Emotions, Encode};
-use figures::Judged;
+use crate::stage::Failure;
 
-/// Turns that are inferred together, so that progress is even and memory bounded.
-const BATCH_TURNS: usize = 256;
+/// All tasks, as they are listed to people.
+pub const TASKS: &[&dyn Task] = &[&emotion::EmotionTask, &transfer::TransferTask];
+
+/// One thing that models are asked to tell, and how well they do.
+pub trait Task: Sync {
+    /// Its name on the command line and in the report.
+    fn name(&self) -> &'static str;
+
+    /// Its figures in the order that they are read in: key, what it is, and which way is better. A report may lack some.
+    fn rows(&self) -> &'static [(&'static str, &'static str)];
+
+    /// Scores the shipped models and the baseline.
+    ///
+    /// # Errors
+    /// The data or a choice is not what it should be, or a fault of ours.
+    fn run(&self, case: &Case<'_>) -> Result<Report, EvalError>;
+}
+
+/// What to score, and on what.
+#[derive(Debug)]
+pub struct Case<'a> {
+    /// The shipped models.
+    pub models: &'a Arc<Models>,
+    /// Which of them.
+    pub tier: Tier,
+    /// The content of the data file.
+    pub data: &'a [u8],
+    /// What the caller chose.
+    pub choices: &'a Choices,
+}
+
+/// What some tasks let the caller choose; a task refuses what it does not know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Choices {
+    /// The labels to choose among; empty for those in the data.
+    pub labels: Vec<String>,
+}
 
 /// What an evaluation found.
 #[derive(Debug, Clone, Serialize)]
@@ -42,14 +76,14 @@ pub struct Report {
     pub metrics: BTreeMap<String, Figure>,
     /// A simpler model on the same texts.
     pub baseline: Baseline,
-    /// Texts a second through both stages, on the cores that the models may use.
+    /// Texts a second through the stages, on the cores that the models may use.
     pub turns_per_second: f64,
 }
 
-/// A figure with its 95 % interval by 1,000 bootstrap resamples of texts, seed 1.
+/// A figure with its 95 % interval by 1,000 bootstrap resamples, seed 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Figure {
-    /// On the texts as they are.
+    /// On the data as it is.
     pub value: f64,
     /// 2.5th percentile.
     pub low: f64,
@@ -69,131 +103,72 @@ pub struct Baseline {
 /// Why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    /// A line is not a labelled text.
-    #[error("line {line}: {problem}; a line is a JSON object with `text` and `labels`, a list of GoEmotions' names")]
+    /// A line is not what the task reads.
+    #[error("line {line}: {problem}; {format}")]
     Data {
         /// Number of the line, from 1.
         line: usize,
         /// What is wrong with it.
         problem: String,
+        /// What a line should be.
+        format: &'static str,
     },
     /// There is nothing to evaluate on.
-    #[error("the data has no line; give a file of JSON lines with `text` and `labels`")]
-    Empty,
+    #[error("the data has no line; {format}")]
+    Empty {
+        /// What a line should be.
+        format: &'static str,
+    },
+    /// What was asked for is not there, or does not fit the task.
+    #[error("{0}")]
+    Choice(String),
     /// A fault of ours.
     #[error(transparent)]
     Model(#[from] Failure),
 }
 
-#[derive(Deserialize)]
-struct Line {
-    text: String,
-    labels: Vec<String>,
+impl Case<'_> {
+    /// The report on `n` texts that the stages took `time` for.
+    fn report(
+        &self,
+        task: &dyn Task,
+        n: usize,
+        model: &Provenance,
+        metrics: BTreeMap<String, Figure>,
+        baseline: Baseline,
+        time: Duration,
+    ) -> Report {
+        Report {
+            task: task.name().to_owned(),
+            data_sha256: Sha256::digest(self.data).iter().map(|b| format!("{b:02x}")).collect(),
+            n,
+            model: format!("{}@{}", model.model, model.version),
+            tier: self.tier,
+            metrics,
+            baseline,
+            turns_per_second: n as f64 / time.as_secs_f64(),
+        }
+    }
 }
 
-struct Row {
-    text: String,
-    truth: [bool; LABELS],
-}
-
-/// Scores the emotion model on JSON lines of `text` and `labels`: `macro_f1` over 28 labels (0 for one that is never
-/// predicted), `micro_f1`, `ekman_macro_f1`, `ece` (mean over labels with at least 30 positives, 15 bins of equal mass),
-/// `brier`. The baseline is the n-gram model alone, at the tier's thresholds. A text that the stages skip counts as
-/// having no emotion, with probability 0 of each.
-///
-/// # Errors
-/// The data is not what it should be, or a fault of ours.
-pub fn emotion(models: &Arc<Models>, tier: Tier, data: &[u8]) -> Result<Report, EvalError> {
-    let rows = read(data)?;
-    let truth: Vec<[bool; LABELS]> = rows.iter().map(|row| row.truth).collect();
-    let head = models.expression().head(tier);
-    let thresholds = (&head.threshold, &head.ekman_threshold);
-    let start = Instant::now();
-    let emotions = infer(models, tier, &rows)?;
-    let turns_per_second = rows.len() as f64 / start.elapsed().as_secs_f64();
-    let p: Vec<[f32; LABELS]> =
-        emotions.iter().map(|e| e.as_ref().map_or([0.0; LABELS], |e| e.probabilities.to_array())).collect();
-    let ngram: Vec<[f32; LABELS]> =
-        rows.iter().map(|row| models.expression().ngram_logits(&Normalised::of(&row.text)).map(sigmoid)).collect();
-    let provenance = models.expression().provenance(tier);
-    Ok(Report {
-        task: "emotion".to_owned(),
-        data_sha256: Sha256::digest(data).iter().map(|b| format!("{b:02x}")).collect(),
-        n: rows.len(),
-        model: format!("{}@{}", provenance.model, provenance.version),
-        tier,
-        metrics: judged(&p, &truth, thresholds).figures(),
-        baseline: Baseline { name: "n-grams alone".to_owned(), metrics: judged(&ngram, &truth, thresholds).figures() },
-        turns_per_second,
-    })
-}
-
-fn read(data: &[u8]) -> Result<Vec<Row>, EvalError> {
+/// The lines that are not blank, each made a row by `row`, which says what is wrong with one. `format` says what a line
+/// should be.
+fn lines<T: DeserializeOwned, R>(
+    data: &[u8],
+    format: &'static str,
+    row: impl Fn(T) -> Result<R, String>,
+) -> Result<Vec<R>, EvalError> {
     let lines = data.split(|b| *b == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
-    let rows: Result<Vec<Row>, EvalError> = lines
+    let rows: Result<Vec<R>, EvalError> = lines
         .map(|(index, line)| {
-            let wrong = |problem: String| EvalError::Data { line: index + 1, problem };
-            let line: Line = serde_json::from_slice(line).map_err(|e| wrong(e.to_string()))?;
-            let mut truth = [false; LABELS];
-            for name in &line.labels {
-                let label = GoEmotions::LABELS.iter().position(|label| label == name);
-                truth[label.ok_or_else(|| wrong(format!("`{name}` is no label")))?] = true;
-            }
-            Ok(Row { text: line.text, truth })
+            let wrong = |problem: String| EvalError::Data { line: index + 1, problem, format };
+            serde_json::from_slice(line).map_err(|e| wrong(e.to_string())).and_then(|line| row(line).map_err(wrong))
         })
         .collect();
-    rows.and_then(|rows| if rows.is_empty() { Err(EvalError::Empty) } else { Ok(rows) })
+    rows.and_then(|rows| if rows.is_empty() { Err(EvalError::Empty { format }) } else { Ok(rows) })
 }
 
-/// What the stages say of every text, as a first turn.
-fn infer(models: &Arc<Models>, tier: Tier, rows: &[Row]) -> Result<Vec<Option<Emotion>>, Failure> {
-    let (encode, emotions) = (Encode::new(Arc::clone(models)), Emotions::new(Arc::clone(models)));
-    let mut found = Vec::with_capacity(rows.len());
-    for batch in rows.chunks(BATCH_TURNS) {
-        let mut turns: Vec<Turn> = batch.iter().map(|row| turn(&row.text, tier)).collect();
-        encode.infer(&mut turns)?;
-        emotions.infer(&mut turns)?;
-        found.extend(turns.into_iter().map(|turn| turn.emotion));
-    }
-    Ok(found)
-}
-
+/// A text as the first turn of a conversation.
 fn turn(text: &str, tier: Tier) -> Turn {
     Turn { tier: Some(tier), ..Turn::message("eval", "eval", "", "", text, 0) }
-}
-
-fn judged(
-    probabilities: &[[f32; LABELS]],
-    truth: &[[bool; LABELS]],
-    (threshold, ekman_threshold): (&[f32; LABELS], &[f32; EKMAN]),
-) -> Judged {
-    let ekman: Vec<[f32; EKMAN]> =
-        probabilities.iter().map(|p| GoEmotions::from_array(*p).ekman().to_array()).collect();
-    let ekman_truth = truth.iter().map(|row| {
-        let mut classes = [false; Ekman::LABELS.len()];
-        row.iter().zip(EKMAN_OF).for_each(|(present, class)| classes[class] |= present);
-        classes
-    });
-    let reach = |p: &[f32], threshold: &[f32]| p.iter().zip(threshold).map(|(p, t)| p >= t).collect::<Vec<bool>>();
-    Judged {
-        probabilities: probabilities.iter().map(|p| p.to_vec()).collect(),
-        truth: truth.iter().map(|row| row.to_vec()).collect(),
-        predicted: probabilities.iter().map(|p| reach(p, threshold)).collect(),
-        ekman_predicted: ekman.iter().map(|p| reach(p, ekman_threshold)).collect(),
-        ekman_truth: ekman_truth.map(|classes| classes.to_vec()).collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_at_fault_is_named() {
-        let problem = |data: &str| read(data.as_bytes()).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(problem("{\"text\":\"a\",\"labels\":[]}\n\n{\"text\":1}").starts_with("line 3: "));
-        assert!(problem("{\"text\":\"a\",\"labels\":[\"glee\"]}").contains("`glee` is no label"));
-        assert!(problem("\n").contains("no line"));
-        assert_eq!(read(b"{\"text\":\"a\",\"labels\":[\"joy\",\"love\"]}\r\n").unwrap().len(), 1);
-    }
 }

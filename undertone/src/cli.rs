@@ -142,14 +142,17 @@ enum Command {
 #[derive(Debug, Args)]
 struct Eval {
     /// What the models are asked to tell.
-    #[arg(value_parser = eval::TASKS)]
+    #[arg(value_parser = eval::tasks())]
     task: String,
-    /// JSON lines with `text` and `labels`, such as GoEmotions' dev split.
+    /// JSON lines; what stands in a line depends on the task, and a line at fault is told with what it should be.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Which models.
     #[arg(long, value_enum, default_value_t = TierChoice::Full)]
     tier: TierChoice,
+    /// Labels to choose among, for emotion-transfer; those in the data if absent.
+    #[arg(long, value_name = "LABEL", value_delimiter = ',')]
+    labels: Vec<String>,
     /// One JSON object, rather than a table.
     #[arg(long)]
     json: bool,

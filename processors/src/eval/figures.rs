@@ -1,14 +1,11 @@
-//! The figures of a multi-label model, each with a bootstrap interval.
+//! The figures of a multi-label model, each with a bootstrap interval over texts.
 //!
-//! Promises: deterministic: 1,000 resamples of rows by a SplitMix64 generator with seed 1, percentiles 2.5 and 97.5. Labels
-//! that count for the calibration error are chosen on the data as it is. Leaves out: thresholds.
+//! Promises: labels that count for the calibration error are chosen on the data as it is. Leaves out: thresholds.
 
 use std::collections::BTreeMap;
 
-use super::Figure;
+use super::{Figure, bootstrap};
 
-const RESAMPLES: usize = 1000;
-const SEED: u64 = 1;
 /// Bins of equal mass in the calibration error.
 const BINS: usize = 15;
 /// Positives that a label needs to count in the calibration error.
@@ -29,28 +26,8 @@ const NAMES: [&str; 5] = ["macro_f1", "micro_f1", "ekman_macro_f1", "ece", "brie
 impl Judged {
     /// All figures by name.
     pub(super) fn figures(&self) -> BTreeMap<String, Figure> {
-        let n = self.truth.len();
         let orders = self.orders();
-        let value = self.values(&vec![1; n], &orders);
-        let mut random = SplitMix64(SEED);
-        let mut drawn: [Vec<f64>; NAMES.len()] = std::array::from_fn(|_| Vec::with_capacity(RESAMPLES));
-        for _ in 0..RESAMPLES {
-            let mut times = vec![0u32; n];
-            (0..n).for_each(|_| times[random.below(n)] += 1);
-            for (drawn, value) in drawn.iter_mut().zip(self.values(&times, &orders)) {
-                drawn.push(value);
-            }
-        }
-        let interval = |drawn: &mut Vec<f64>, value: f64| {
-            drawn.sort_by(f64::total_cmp);
-            Figure { value, low: percentile(drawn, 0.025), high: percentile(drawn, 0.975) }
-        };
-        NAMES
-            .iter()
-            .zip(&mut drawn)
-            .zip(value)
-            .map(|((name, drawn), v)| ((*name).to_owned(), interval(drawn, v)))
-            .collect()
+        bootstrap::figures(&NAMES, self.truth.len(), |times| self.values(times, &orders))
     }
 
     /// The figures when each row counts `times`.
@@ -121,36 +98,12 @@ fn counts(predicted: &[Vec<bool>], truth: &[Vec<bool>], times: &[u32]) -> Vec<[f
     counts.into_iter().map(|count| count.map(f64::from)).collect()
 }
 
-fn f1([hits, predicted, present]: [f64; 3]) -> f64 {
+pub(super) fn f1([hits, predicted, present]: [f64; 3]) -> f64 {
     if predicted + present > 0.0 { 2.0 * hits / (predicted + present) } else { 0.0 }
 }
 
-fn mean_f1(counts: &[[f64; 3]]) -> f64 {
+pub(super) fn mean_f1(counts: &[[f64; 3]]) -> f64 {
     counts.iter().map(|count| f1(*count)).sum::<f64>() / counts.len() as f64
-}
-
-/// Linear interpolation between the neighbours, as numpy does.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let place = share * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-    below + (above - below) * place.fract()
-}
-
-/// SplitMix64 (Steele, Lea and Flood 2014): small, and the same everywhere.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Evenly below `bound`, by the high half of a product (the bias is below 2⁻³² for any data that fits here).
-    fn below(&mut self, bound: usize) -> usize {
-        ((u128::from(self.next()) * bound as u128) >> 64) as usize
-    }
 }
 
 #[cfg(test)]

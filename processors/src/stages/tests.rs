@@ -11,6 +11,7 @@ use schemas::{Codec, GoEmotions, Tier, Turn};
 use serde::Deserialize;
 
 use super::*;
+use crate::eval::{self, Case, Choices, Report};
 use crate::model::ngram::Normalised;
 use crate::model::{Models, Options};
 use crate::stage::{Failure, Stage};
@@ -400,12 +401,34 @@ fn evaluation_runs_the_shipped_stages_beside_the_baseline() {
 {"text":"That is disgusting and makes me angry","labels":["disgust","anger"]}
 {"text":"","labels":["neutral"]}"#;
     for tier in [Tier::Full, Tier::Fast] {
-        let report = crate::eval::emotion(models(), tier, data).unwrap();
+        let report = evaluate("emotion", tier, data, &[]);
         assert_eq!((report.n, report.task.as_str(), report.data_sha256.len()), (3, "emotion", 64));
         assert_eq!(report.metrics.keys().collect::<Vec<_>>(), report.baseline.metrics.keys().collect::<Vec<_>>());
         assert!(report.metrics["micro_f1"].value > 0.5, "{report:?}");
         assert!(serde_json::to_string(&report).unwrap().contains("\"tier\":\"") && report.turns_per_second > 0.0);
     }
+}
+
+fn evaluate(task: &str, tier: Tier, data: &[u8], labels: &[&str]) -> Report {
+    let choices = Choices { labels: labels.iter().map(|label| (*label).to_owned()).collect() };
+    let task = eval::TASKS.iter().find(|known| known.name() == task).unwrap();
+    task.run(&Case { models: models(), tier, data, choices: &choices }).unwrap()
+}
+
+#[test]
+fn transfer_asks_for_the_labels_of_another_set() {
+    let data = br#"{"text":"I am so scared of the dark","label":"fear"}
+{"text":"I adore you, my darling","label":"love"}
+{"text":"I'm heartbroken and sad","label":"sadness"}"#;
+    for tier in [Tier::Full, Tier::Fast] {
+        let report = evaluate("emotion-transfer", tier, data, &[]);
+        assert_eq!((report.n, report.metrics["accuracy"].value), (3, 1.0));
+        let more = evaluate("emotion-transfer", tier, data, &["fear", "love", "sadness", "anger"]);
+        assert_eq!(more.metrics["macro_f1"].value, 0.75, "a label without a text counts nothing");
+    }
+    let wrong = Case { models: models(), tier: Tier::Fast, data, choices: &Choices { labels: vec!["love".into()] } };
+    let task = eval::TASKS.iter().find(|task| task.name() == "emotion-transfer").unwrap();
+    assert!(task.run(&wrong).unwrap_err().to_string().starts_with("line 1: `fear` is none of"));
 }
 
 #[test]

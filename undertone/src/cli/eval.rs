@@ -9,30 +9,26 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use processors::eval::{self, Figure, Report};
+use processors::eval::{Case, Choices, Figure, Report, TASKS, Task};
 use processors::{Models, Options};
 
 use super::say;
 use crate::config::Config;
 use crate::locate;
 
-/// What can be evaluated.
-pub(super) const TASKS: [&str; 1] = ["emotion"];
 /// Largest file of labelled texts, in bytes: it is read whole, and its checksum stands in the report.
 const DATA_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// What a gzip stream begins with (RFC 1952).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// The figures in the order that they are read in, with what they are, and which way is better.
-const ROWS: [(&str, &str); 5] = [
-    ("macro_f1", "macro F1, 28 labels   ↑"),
-    ("micro_f1", "micro F1, 28 labels   ↑"),
-    ("ekman_macro_f1", "macro F1, Ekman       ↑"),
-    ("ece", "calibration error     ↓"),
-    ("brier", "Brier score           ↓"),
-];
+/// The names of all tasks, for the command line.
+pub(super) fn tasks() -> Vec<&'static str> {
+    TASKS.iter().map(|task| task.name()).collect()
+}
 
 pub(super) fn eval(config: &Config, args: &super::Eval) -> anyhow::Result<ExitCode> {
+    let task = TASKS.iter().find(|task| task.name() == args.task);
+    let task = task.with_context(|| format!("there is no task \"{}\"; there are {}", args.task, tasks().join(", ")))?;
     let data = read(&args.data)?;
     let lines = data.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
     progress(&format!("loading the models for {lines} texts"));
@@ -41,17 +37,14 @@ pub(super) fn eval(config: &Config, args: &super::Eval) -> anyhow::Result<ExitCo
     let tier = args.tier.into();
     progress(&format!("scoring {lines} texts with the {} tier", schemas::Tier::name(tier)));
     let begun = Instant::now();
-    let report = match args.task.as_str() {
-        "emotion" => {
-            eval::emotion(&models, tier, &data).with_context(|| format!("evaluate on {}", args.data.display()))
-        }
-        other => anyhow::bail!("there is no task \"{other}\"; there are {}", TASKS.join(", ")),
-    }?;
+    let choices = Choices { labels: args.labels.clone() };
+    let case = Case { models: &models, tier, data: &data, choices: &choices };
+    let report = task.run(&case).with_context(|| format!("evaluate on {}", args.data.display()))?;
     progress(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()));
     if args.json {
         return say(&serde_json::to_string(&report).context("write the report")?);
     }
-    say(&table(&report))
+    say(&table(*task, &report))
 }
 
 fn progress(text: &str) {
@@ -74,18 +67,18 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(data)
 }
 
-fn table(report: &Report) -> String {
+fn table(task: &dyn Task, report: &Report) -> String {
     let width = report.model.chars().count().max(26);
     let cell = |figure: Option<&Figure>| {
         figure.map_or_else(|| "-".to_owned(), |f| format!("{:.3}  ({:.3} – {:.3})", f.value, f.low, f.high))
     };
     let mut text = format!("{} on {} texts, {} tier\n\n", report.task, report.n, report.tier.name());
     text += &format!("{:<24}  {:<width$}  {}\n", "", report.model, report.baseline.name);
-    for (name, shown) in ROWS {
-        let (ours, theirs) = (cell(report.metrics.get(name)), cell(report.baseline.metrics.get(name)));
+    for (name, shown) in task.rows().iter().filter(|(name, _)| report.metrics.contains_key(*name)) {
+        let (ours, theirs) = (cell(report.metrics.get(*name)), cell(report.baseline.metrics.get(*name)));
         text += &format!("{shown:<24}  {ours:<width$}  {theirs}\n");
     }
-    text += "\nin brackets: 95 % interval by 1,000 bootstrap resamples of the texts; ↑ more is better, ↓ less is\n";
+    text += "\nin brackets: 95 % interval by 1,000 bootstrap resamples; ↑ more is better, ↓ less is\n";
     text += &format!("speed   {:.0} texts/s on the cores of this machine\n", report.turns_per_second);
     text += &format!("sha256  {}\n", report.data_sha256);
     text
@@ -102,23 +95,26 @@ mod tests {
 
     #[test]
     fn table_shows_every_figure_beside_the_baselines() {
-        let metrics = |value| -> BTreeMap<String, Figure> {
-            ROWS.iter().map(|(name, _)| ((*name).to_owned(), Figure { value, low: 0.1, high: 0.9 })).collect()
-        };
-        let report = Report {
-            task: "emotion".into(),
-            data_sha256: "ab".into(),
-            n: 7,
-            model: "m@1".into(),
-            tier: Tier::Full,
-            metrics: metrics(0.5),
-            baseline: Baseline { name: "simple".into(), metrics: metrics(0.25) },
-            turns_per_second: 12.0,
-        };
-        let text = table(&report);
-        for (_, shown) in ROWS {
-            let line = text.lines().find(|line| line.starts_with(shown)).unwrap();
-            assert!(line.find("0.500").unwrap() < line.find("0.250").unwrap(), "{line}");
+        for task in TASKS {
+            let metrics = |value| -> BTreeMap<String, Figure> {
+                let figure = Figure { value, low: 0.1, high: 0.9 };
+                task.rows().iter().map(|(name, _)| ((*name).to_owned(), figure)).collect()
+            };
+            let report = Report {
+                task: task.name().into(),
+                data_sha256: "ab".into(),
+                n: 7,
+                model: "m@1".into(),
+                tier: Tier::Full,
+                metrics: metrics(0.5),
+                baseline: Baseline { name: "simple".into(), metrics: metrics(0.25) },
+                turns_per_second: 12.0,
+            };
+            let text = table(*task, &report);
+            for (_, shown) in task.rows() {
+                let line = text.lines().find(|line| line.starts_with(shown)).unwrap();
+                assert!(line.find("0.500").unwrap() < line.find("0.250").unwrap(), "{line}");
+            }
         }
     }
 

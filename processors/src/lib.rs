@@ -227,7 +227,7 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
 }
 
 /// A call of the log's client that has taken so many times its own time-out does not come back.
-const CALL_TIMEOUTS_MAX: u32 = 4;
+const CALL_TIMEOUTS_MAX: u32 = 2;
 /// Time between two looks at the calls.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 

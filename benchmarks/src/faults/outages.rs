@@ -252,6 +252,8 @@ fn director(
         ("UNDERTONE__SCYLLA__KEYSPACE", scylla.keyspace.clone()),
         ("UNDERTONE__SCYLLA__REPLICATION", scylla.replication.clone()),
     ]);
+    // What this command was given as variables is tried rather than the run's own settings.
+    variables.retain(|(name, _)| std::env::var_os(name).is_none());
     let program = Program { path: undertone.path.clone(), folder: folder.to_owned(), variables };
     let roles = ["ingest", "processors", "history", "api"];
     let slots = BTreeMap::from([(Target::Ingest, Slot::new("undertone", &roles, Vec::new()))]);

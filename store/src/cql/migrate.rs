@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Keyspace, SCHEMA_TIMEOUT, rows_of};
+use super::{Keyspace, SCHEMA_TIMEOUT, SETTLE_LOOK, SETTLE_WITHIN, rows_of};
 use crate::DatabaseError;
 
 /// The lock is let go when its holder has not been seen for so long; longer than one statement may take.
@@ -33,6 +33,21 @@ impl Keyspace {
     /// # Errors
     /// A newer release changed them, another process holds the lock for too long, or the server could not serve.
     pub(crate) async fn migrate(&self, tables: &Tables) -> Result<(), DatabaseError> {
+        let (owner, begun) = (Uuid::new_v4(), Instant::now());
+        loop {
+            match self.migrate_as(tables, owner).await {
+                // A node shows a table before it can serve it, and fails ("Unknown CF") whoever comes in between: those
+                // who start at the same moment on an empty server.
+                Err(error) if error.is_transient() && begun.elapsed() < SETTLE_WITHIN => {
+                    tracing::warn!(%error, tables = tables.name, "look at the tables again");
+                    tokio::time::sleep(SETTLE_LOOK).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn migrate_as(&self, tables: &Tables, owner: Uuid) -> Result<(), DatabaseError> {
         let known = tables.migrations.len() as i32;
         if self.has_versions().await? && self.version(tables).await? == known {
             return Ok(());
@@ -43,7 +58,6 @@ impl Keyspace {
         ] {
             self.change_schema(&self.spell(create)).await?;
         }
-        let owner = Uuid::new_v4();
         self.lock(tables, owner).await?;
         let done = self.migrate_alone(tables, owner).await;
         let unlock = self.prepare("DELETE FROM {}.locks WHERE name = ? IF owner = ?").await?;

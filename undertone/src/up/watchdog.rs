@@ -5,7 +5,7 @@
 //! Leaves out whether appends succeed: intake tells each caller. Were that readiness, a process that no traffic reaches
 //! any more would stay unready for want of an append that succeeds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -89,16 +89,22 @@ pub(super) async fn run(admin: Admin, readers: Vec<Reader>, disk: Option<Disk>, 
     );
 }
 
-/// Asks for ever whether the disk has room. One that cannot be asked counts as having room: who writes finds out.
+/// Asks for ever whether the disk has room, and whether it can be written at all: a file system that met an error may
+/// have become read-only. One that does not say how much room it has counts as having some: who writes finds out.
 async fn room(disk: Option<Disk>, health: &Health) {
     let Some(Disk { folder, free_bytes_min }) = disk else { return };
     let mut ticks = ticks(LOOK_EVERY);
     loop {
         ticks.tick().await;
         let asked = folder.clone();
-        let free = tokio::task::spawn_blocking(move || ingest::free_bytes(&asked)).await;
-        let state = match free {
-            Ok(Ok(free)) if free < free_bytes_min => State::Away(format!(
+        let answers = tokio::task::spawn_blocking(move || (ingest::free_bytes(&asked), writable(&asked))).await;
+        let state = match answers {
+            Ok((_, Err(error))) => State::Away(format!(
+                "no file can be made in {}: {error}; mend the file system, and start this process again: until then intake \
+                 takes nothing",
+                folder.display()
+            )),
+            Ok((Ok(free), Ok(()))) if free < free_bytes_min => State::Away(format!(
                 "{free} bytes are free on the disk of {}, fewer than [ingest] disk_free_bytes_min = {free_bytes_min}: intake \
                  takes nothing until there is room",
                 folder.display()
@@ -107,6 +113,11 @@ async fn room(disk: Option<Disk>, health: &Health) {
         };
         health.set("disk", state);
     }
+}
+
+/// Makes a file without a name, which is gone when it is closed.
+fn writable(folder: &Path) -> std::io::Result<()> {
+    tempfile::tempfile_in(folder).map(drop)
 }
 
 /// Asks for ever whether the brokers answer.
@@ -293,4 +304,17 @@ async fn measure(
     }
     let partitions = known.stable.behind(&committed, &lows, clock.now());
     Ok((Lag::of(reader.role, reader.topic.clone(), partitions), held_back))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_can_be_written_is_left_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        writable(folder.path()).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        writable(&folder.path().join("gone")).unwrap_err();
+    }
 }

@@ -31,7 +31,7 @@ use opentelemetry::metrics::Meter;
 use schemas::{Spans, Stamp, Tier, Turn};
 use store::Waiting;
 use store::context::Contexts;
-use store::log::Kafka;
+use store::log::{Admin, Kafka};
 use store::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -174,7 +174,7 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
     let Way { plan, delivery, work } = way;
     let runtime = tokio::runtime::Handle::current();
     let (done, result) = tokio::sync::oneshot::channel();
-    let calls = Arc::new(Calls::default());
+    let (calls, kafka) = (Arc::new(Calls::default()), around.kafka.clone());
     let (watched, call_max) =
         (Arc::clone(&calls), config.limits.transaction_timeout.max(CALL_TIMEOUT) * CALL_TIMEOUTS_MAX);
     let work = move || {
@@ -222,24 +222,36 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
     tokio::select! {
         result = result => result.unwrap_or(Err(RunError::Panicked)),
         // The thread is left to the end of the process: nothing can call it back.
-        () = stuck(&watched, call_max) => Err(RunError::Stuck(call_max.as_secs())),
+        () = stuck(&watched, call_max, async || answers(&kafka).await) => Err(RunError::Stuck(call_max.as_secs())),
     }
 }
 
 /// A call of the log's client that has taken so many times its own time-out does not come back.
 const CALL_TIMEOUTS_MAX: u32 = 2;
+/// How long brokers that are there may take to answer a question.
+const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
 /// Time between two looks at the calls.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Waits until one call has been under way for so long. It is the looks that count: a process that stood still meanwhile
-/// gives a call the rest of its time when it goes on.
-async fn stuck(calls: &Calls, call_max: Duration) {
+/// Waits until one call has been under way for so long while the brokers answered: librdkafka sends offsets to a transaction
+/// for as long as it does not reach the group's coordinator, whatever the call's time-out. It is the looks that count: a
+/// process that stood still meanwhile gives a call the rest of its time when it goes on.
+async fn stuck(calls: &Calls, call_max: Duration, answers: impl AsyncFn() -> bool) {
     let (mut known, mut taken) = (None, Duration::ZERO);
     while taken < call_max {
         tokio::time::sleep(LOOK_EVERY).await;
         let oldest = calls.oldest();
-        taken = if oldest.is_some() && oldest == known { taken + LOOK_EVERY } else { Duration::ZERO };
+        let goes_on = oldest.is_some() && oldest == known && answers().await;
+        taken = if goes_on { taken + LOOK_EVERY } else { Duration::ZERO };
         known = oldest;
+    }
+}
+
+/// Whether the brokers answer; asked only while a call is under way for longer than a moment, and by a client of its own.
+async fn answers(kafka: &Kafka) -> bool {
+    match Admin::connect(kafka) {
+        Ok(admin) => admin.reachable(ANSWER_WITHIN).await.is_ok(),
+        Err(_) => false,
     }
 }
 
@@ -278,12 +290,17 @@ mod tests {
             }
         };
         tokio::select! {
-            () = stuck(&calls, CALL_MAX) => panic!("each call came back after half the time"),
+            () = stuck(&calls, CALL_MAX, async || true) => panic!("each call came back after half the time"),
             () = tokio::time::sleep(CALL_MAX * 4) => {}
             () = half => {}
         }
         let (begun, _call) = (tokio::time::Instant::now(), calls.begin());
-        stuck(&calls, CALL_MAX).await;
-        assert!(begun.elapsed() >= CALL_MAX && begun.elapsed() < CALL_MAX + 3 * LOOK_EVERY);
+        let back = begun + CALL_MAX * 3;
+        stuck(&calls, CALL_MAX, async || tokio::time::Instant::now() >= back).await;
+        let since = tokio::time::Instant::now() - back;
+        assert!(
+            since >= CALL_MAX - LOOK_EVERY && since < CALL_MAX + 3 * LOOK_EVERY,
+            "its time begins when they answer"
+        );
     }
 }

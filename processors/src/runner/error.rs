@@ -37,8 +37,8 @@ pub enum RunError {
     Aborts(u32, String),
     /// The client of the log does not come back from a call.
     #[error(
-        "the client of the log has not come back from a call for {0} s, far beyond the call's time-out: start again; what \
-         was not committed is read again"
+        "the client of the log has not come back from a call for {0} s, far beyond the call's time-out, while the \
+         brokers answered: start again; what was not committed is read again"
     )]
     Stuck(u64),
     /// The stages do not make a chain.

@@ -1,6 +1,6 @@
 //! The client's calls that wait for the brokers, so that one that never comes back can be told from one that takes its time.
-//! librdkafka 2.12.1 was seen not to come back from `rd_kafka_send_offsets_to_transaction`, whatever its time-out, when the
-//! brokers had aborted the transaction while they stood still.
+//! librdkafka 2.12.1 was seen not to come back from `rd_kafka_send_offsets_to_transaction`, whatever its time-out, while it did
+//! not reach the group's coordinator, and when the brokers had aborted the transaction while they stood still.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

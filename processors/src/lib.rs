@@ -222,7 +222,7 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
     tokio::select! {
         result = result => result.unwrap_or(Err(RunError::Panicked)),
         // The thread is left to the end of the process: nothing can call it back.
-        () = stuck(&watched, call_max, async || answers(&kafka).await) => Err(RunError::Stuck(call_max.as_secs())),
+        () = stuck(&watched, call_max, || answers(kafka.clone())) => Err(RunError::Stuck(call_max.as_secs())),
     }
 }
 
@@ -236,7 +236,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Waits until one call has been under way for so long while the brokers answered: librdkafka sends offsets to a transaction
 /// for as long as it does not reach the group's coordinator, whatever the call's time-out. It is the looks that count: a
 /// process that stood still meanwhile gives a call the rest of its time when it goes on.
-async fn stuck(calls: &Calls, call_max: Duration, answers: impl AsyncFn() -> bool) {
+async fn stuck<F: Future<Output = bool>>(calls: &Calls, call_max: Duration, answers: impl Fn() -> F) {
     let (mut known, mut taken) = (None, Duration::ZERO);
     while taken < call_max {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -248,8 +248,8 @@ async fn stuck(calls: &Calls, call_max: Duration, answers: impl AsyncFn() -> boo
 }
 
 /// Whether the brokers answer; asked only while a call is under way for longer than a moment, and by a client of its own.
-async fn answers(kafka: &Kafka) -> bool {
-    match Admin::connect(kafka) {
+async fn answers(kafka: Kafka) -> bool {
+    match Admin::connect(&kafka) {
         Ok(admin) => admin.reachable(ANSWER_WITHIN).await.is_ok(),
         Err(_) => false,
     }

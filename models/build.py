@@ -2,7 +2,7 @@
 
     python3 models/build.py --data DIR [--work .cache/models] [STEP…]
 
-Steps, in order: encoder, static, embed, emotion, report, golden, cards; without a name all of them. Promises: says what it
+Steps, in order: encoder, static, embed, emotion, report, golden, dialogue, cards; without a name all of them. Promises: says what it
 does; embeddings, the slow part, are kept in the work folder by the checksums of what they depend on, so that a run that was
 cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
 Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
@@ -23,10 +23,12 @@ sys.path.insert(0, str(MODELS / "train"))
 
 import numpy as np  # noqa: E402
 
+import acts  # noqa: E402
 import card  # noqa: E402
 import emotion  # noqa: E402
 import encoder  # noqa: E402
 import golden  # noqa: E402
+import intents  # noqa: E402
 import labels  # noqa: E402
 import ngram  # noqa: E402
 import report  # noqa: E402
@@ -35,6 +37,7 @@ import static  # noqa: E402
 
 STATIC_TOKENS_MAX = 512
 CALIBRATION, CHECK = 300, 600
+CHAT, GOLDEN = 2000, 500
 
 
 class Build:
@@ -101,6 +104,20 @@ class Build:
             partial.replace(kept)
         return np.load(kept)
 
+    def vectors(self, texts, kept_as):
+        """The encoder's vectors of any texts, kept by the checksum of what they depend on."""
+        key = hashlib.sha256()
+        for path in (MODELS / "encoder/encoder.onnx", MODELS / "encoder/tokenizer.json"):
+            key.update(sources.sha256_of(path).encode())
+        key.update(json.dumps(texts).encode())
+        kept = self.work / f"encoded-{kept_as}-{key.hexdigest()[:16]}.npy"
+        if not kept.is_file():
+            self.say(f"encoding {len(texts)} texts of {kept_as}")
+            partial = kept.with_suffix(".partial.npy")
+            np.save(partial, encoder.embed(self.session, self.tokenizer, texts))
+            partial.replace(kept)
+        return np.load(kept)
+
     def note(self, name, measured):
         (self.work / f"{name}.json").write_text(json.dumps(measured, indent=1))
         self.say(f"{name}: {json.dumps(measured)[:300]}")
@@ -147,17 +164,34 @@ def step_golden(build):
     build.say(f"{n} golden texts")
 
 
+def step_dialogue(build):
+    data = build.data.parent
+    sets = {name: intents.texts_of(data, name) for name in intents.SETS}
+    chat, rows = intents.chat_of(data, CHAT), acts.labelled(data)
+    texts = sorted({t for s in sets.values() for split in s.values() for t, _ in split} | set(chat) | {t for t, _ in rows})
+    bank = intents.Bank(texts, build.vectors(texts, "dialogue"), build.static.embed(texts), build.counter)
+    acts.train(rows, bank, MODELS / "dialogue", build.say)
+    measured = {name: intents.train_set(name, sets, chat, bank, MODELS / "dialogue", build.say) for name in intents.SETS}
+    build.note("dialogue", measured)
+    intents.write_table(MODELS / "dialogue/README.md", measured)
+    asked = texts[::max(1, len(texts) // GOLDEN)][:GOLDEN]
+    named = {name: sorted({i for _, i in sets[name]["train"]}) for name in intents.SETS} | {"acts": list(acts.ACTS)}
+    intents.golden(asked, named, bank, MODELS / "dialogue", MODELS / "golden/dialogue.jsonl")
+
+
 def step_cards(build):
     package = lambda p: {"package": p.name, "version": p.version, "sha256": p.sha256, "weights_sha256": p.weights_sha256}
     card.write(MODELS, "encoder", source=package(sources.ENCODER), measured=build.noted("encoder"))
     card.write(MODELS, "static", source=package(sources.STATIC), measured=build.noted("static"))
+    card.write(MODELS, "dialogue", data=["CLINC150 train", "Banking77 train", "HWU64 train", "STAR train", "BYU chit-chat", "Synthetic-Persona-Chat"],
+               needs=["encoder", "static"], dev=build.noted("dialogue"))
     measured = build.noted("report")
     card.write(MODELS, "emotion", data=["GoEmotions train"], needs=["encoder", "static"], dev=measured)
     report.write_table(MODELS / "emotion/README.md", measured)
 
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
-         (step_encoder, step_static, step_embed, step_emotion, step_report, step_golden, step_cards)}
+         (step_encoder, step_static, step_embed, step_emotion, step_report, step_golden, step_dialogue, step_cards)}
 
 
 def main():

@@ -1,7 +1,8 @@
 //! A turn with everything in it, for the tests of this crate.
 
 use schemas::{
-    Embedding, Emotion, Encoding, GoEmotions, Mood, Provenance, Sender, Skipped, Stamp, Tier, Turn, turn_id,
+    Dialogue, DialogueState, Embedding, Emotion, Encoding, GoEmotions, Intent, Mood, Provenance, Question, Sender,
+    Skipped, Stamp, Tier, Turn, turn_id,
 };
 
 /// A turn as the processors write it.
@@ -34,7 +35,7 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
             language_confidence: Some(0.75),
         }),
         emotion: Some(Emotion {
-            provenance,
+            provenance: provenance.clone(),
             probabilities,
             ekman: probabilities.ekman(),
             labels: vec!["joy".to_owned()],
@@ -49,6 +50,29 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
                 volatility: 0.125,
                 ekman: probabilities.ekman(),
                 turns: position,
+            }),
+        }),
+        dialogue: Some(Dialogue {
+            provenance,
+            intents: vec![Intent {
+                name: "greeting".to_owned(),
+                probability: 0.875,
+                out_of_scope: false,
+                set: "clinc150".to_owned(),
+                set_sha256: "0123456789abcdef".to_owned(),
+            }],
+            act: "question".to_owned(),
+            act_probability: 0.75,
+            question: 0.75,
+            slots: Vec::new(),
+            next_actions: Vec::new(),
+            state: Some(DialogueState {
+                waiting: Some(Question { position, asked_by: "ada".to_owned(), at: 0 }),
+                open_questions: 1,
+                answered: 0,
+                run: 1,
+                exchanges: 0,
+                slots: Vec::new(),
             }),
         }),
     }

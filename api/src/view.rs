@@ -6,7 +6,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use schemas::{Emotion, Encoding, Provenance, Sender, Skipped, Stamp, Tier, Turn};
+use schemas::{Dialogue, Emotion, Encoding, Provenance, Sender, Skipped, Stamp, Tier, Turn};
 use serde::Serialize;
 
 /// What of a turn is shown.
@@ -46,6 +46,7 @@ struct View<'a> {
     skipped: &'a [Skipped],
     encoding: Option<EncodingView<'a>>,
     emotion: Option<&'a Emotion>,
+    dialogue: Option<&'a Dialogue>,
 }
 
 #[derive(Serialize)]
@@ -87,6 +88,7 @@ impl<'a> View<'a> {
             skipped: &turn.skipped,
             encoding: turn.encoding.as_ref().map(|encoding| EncodingView::of(encoding, embeddings)),
             emotion: turn.emotion.as_ref(),
+            dialogue: turn.dialogue.as_ref(),
         }
     }
 }
@@ -140,6 +142,10 @@ mod tests {
             ("Emotion", &shown["emotion"]),
             ("Mood", &shown["emotion"]["mood"]),
             ("GoEmotions", &shown["emotion"]["probabilities"]),
+            ("Dialogue", &shown["dialogue"]),
+            ("Intent", &shown["dialogue"]["intents"][0]),
+            ("DialogueState", &shown["dialogue"]["state"]),
+            ("Question", &shown["dialogue"]["state"]["waiting"]),
         ] {
             let mut wanted = fields(find_in(&schema, record), record);
             let mut got: Vec<String> = place.as_object().unwrap().keys().cloned().collect();

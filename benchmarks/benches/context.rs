@@ -11,7 +11,7 @@ use schemas::Stamp;
 use store::context::{Batch, Contexts, Start, Version, Write};
 
 const CONVERSATIONS: i64 = 100;
-const STAGES: [&str; 3] = ["sequence", "encode", "emotion"];
+const STAGES: [&str; 4] = ["sequence", "encode", "emotion", "dialogue"];
 const SLICE_BYTES: usize = 300;
 
 fn batch(epoch: store::context::Epoch, number: i64) -> Batch {

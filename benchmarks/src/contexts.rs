@@ -19,7 +19,7 @@ use crate::figures::{Aim, Report, progress};
 use crate::latency::Latencies;
 
 /// Slices of a conversation, as the whole chain has them today.
-const STAGES: [&str; 3] = ["sequence", "encode", "emotion"];
+const STAGES: [&str; 4] = ["sequence", "encode", "emotion", "dialogue"];
 /// Batches after which a conversation comes back.
 const ROUND: i64 = 10;
 

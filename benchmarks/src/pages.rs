@@ -22,7 +22,10 @@ use broker::Broker;
 use opentelemetry::metrics::MeterProvider as _;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use schemas::{Codec, Embedding, Emotion, Encoding, GoEmotions, Mood, Provenance, Stamp, Tier, Turn, topic, turn_id};
+use schemas::{
+    Codec, Dialogue, DialogueState, Embedding, Emotion, Encoding, GoEmotions, Intent, Mood, Provenance, Question,
+    Stamp, Tier, Turn, topic, turn_id,
+};
 use serde_json::Value;
 use store::cql::Keyspace;
 use store::history::{History, Row};
@@ -433,7 +436,7 @@ fn turn(n: usize, position: i64) -> Turn {
             language_confidence: Some(0.875),
         }),
         emotion: Some(Emotion {
-            provenance,
+            provenance: provenance.clone(),
             probabilities,
             ekman,
             labels: vec!["joy".to_owned()],
@@ -448,6 +451,29 @@ fn turn(n: usize, position: i64) -> Turn {
                 volatility: 0.125_976_56,
                 ekman,
                 turns: position,
+            }),
+        }),
+        dialogue: Some(Dialogue {
+            provenance,
+            intents: vec![Intent {
+                name: "greeting".to_owned(),
+                probability: 0.875,
+                out_of_scope: false,
+                set: "clinc150".to_owned(),
+                set_sha256: "0123456789abcdef".to_owned(),
+            }],
+            act: "question".to_owned(),
+            act_probability: 0.75,
+            question: 0.75,
+            slots: Vec::new(),
+            next_actions: Vec::new(),
+            state: Some(DialogueState {
+                waiting: Some(Question { position, asked_by: "ada".to_owned(), at: 0 }),
+                open_questions: 1,
+                answered: 0,
+                run: 1,
+                exchanges: 0,
+                slots: Vec::new(),
             }),
         }),
     }

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from sources import sha256_of
 
+GRAMS = ["bucket", "gram_scale", "gram_weight", "idf"]
+HEAD = ["bias", *GRAMS, "threshold", "weight"]
+
 FAMILIES = {
     "encoder": {
         "model": "all-MiniLM-L6-v2-int8", "version": "1", "licence": "Apache-2.0",
@@ -26,6 +29,13 @@ FAMILIES = {
         "files": {
             "ngram.safetensors": ([], ["bias", "idf", "weight", "weight_scale"]),
             "head.safetensors": ([], [f"{t}.{n}" for t in ("fast", "full") for n in ("bias", "ekman_threshold", "fusion", "threshold", "weight")]),
+        },
+    },
+    "dialogue": {
+        "model": "undertone-dialogue", "version": "1", "licence": "Apache-2.0",
+        "files": {f"acts.{tier}.safetensors": ([], HEAD) for tier in ("fast", "full")} | {
+            f"{name}.{file}": ([], tensors) for name in ("clinc150", "banking77", "hwu64")
+            for file, tensors in (("json", []), ("centroid.safetensors", GRAMS), ("fast.safetensors", HEAD), ("full.safetensors", HEAD))
         },
     },
 }

@@ -4,12 +4,15 @@
 //! baseline runs on the same data in the same call. A task is a file under `eval/` and a line in [`TASKS`]. Leaves out:
 //! reading files and printing (the program), and every task whose stage does not exist yet.
 
+mod acts;
 mod bootstrap;
 mod emotion;
 mod figures;
+mod intent;
 mod transfer;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +25,7 @@ use crate::model::Models;
 use crate::stage::Failure;
 
 /// All tasks, as they are listed to people.
-pub const TASKS: &[&dyn Task] = &[&emotion::EmotionTask, &transfer::TransferTask];
+pub const TASKS: &[&dyn Task] = &[&emotion::EmotionTask, &transfer::TransferTask, &intent::IntentTask, &acts::ActsTask];
 
 /// One thing that models are asked to tell, and how well they do.
 pub trait Task: Sync {
@@ -57,6 +60,10 @@ pub struct Case<'a> {
 pub struct Choices {
     /// The labels to choose among; empty for those in the data.
     pub labels: Vec<String>,
+    /// The set of intents; without it, the first one that is configured.
+    pub set: Option<String>,
+    /// A file of intents that are named by examples, instead of a set.
+    pub examples: Option<PathBuf>,
 }
 
 /// What an evaluation found.

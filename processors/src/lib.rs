@@ -62,6 +62,8 @@ pub struct Config {
     pub onnxruntime: PathBuf,
     /// How models run.
     pub options: Options,
+    /// Sets of intents: names of shipped ones, or files of examples.
+    pub intents: Vec<String>,
     /// Bounds of the runner.
     pub limits: Limits,
 }
@@ -95,9 +97,19 @@ pub fn group(prefix: &str, stage: &str) -> String {
 /// # Errors
 /// The role failed: the process is to end.
 pub async fn run(config: Config, around: Surroundings) -> Result<(), RunError> {
-    let (models, onnxruntime, options) = (config.models.clone(), config.onnxruntime.clone(), config.options.clone());
-    let load = move || Ok(stages::all(&Models::open(&models, &onnxruntime, &options)?));
+    let load = shipped(&config);
     run_stages(config, stages::ORDER, load, around).await
+}
+
+/// Loads the models of a configuration and makes the stages of this crate.
+fn shipped(config: &Config) -> impl FnOnce() -> Result<Vec<Box<dyn AnyStage>>, Failure> + Send + 'static {
+    let (models, onnxruntime, options) = (config.models.clone(), config.onnxruntime.clone(), config.options.clone());
+    let intents = config.intents.clone();
+    move || {
+        let models = Models::open(&models, &onnxruntime, &options)?;
+        model::sets::follow(&models, &intents)?;
+        Ok(stages::all(&models))
+    }
 }
 
 /// Makes all stages of an order.
@@ -144,8 +156,7 @@ pub async fn run_stages(
 /// # Errors
 /// The replay failed.
 pub async fn run_replay(config: Config, replay: Replay, around: Surroundings) -> Result<(), RunError> {
-    let (models, onnxruntime, options) = (config.models.clone(), config.onnxruntime.clone(), config.options.clone());
-    let load = move || Ok(stages::all(&Models::open(&models, &onnxruntime, &options)?));
+    let load = shipped(&config);
     run_replay_stages(config, replay, stages::ORDER, load, around).await
 }
 

@@ -9,9 +9,12 @@ pub mod card;
 pub mod cores;
 pub mod embed;
 pub mod encoder;
+pub mod examples;
 pub mod expression;
+pub mod intents;
 pub mod ngram;
 pub mod runtime;
+pub mod sets;
 pub mod tensors;
 pub mod wordpiece;
 
@@ -28,6 +31,7 @@ use embed::WordVectors;
 use encoder::Encoder;
 use expression::Expression;
 use runtime::Runtime;
+use sets::Dialogue;
 
 /// How models run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,11 +53,12 @@ pub struct Models {
     encoder: Encoder,
     words: WordVectors,
     expression: Expression,
+    dialogue: Dialogue,
     cores: Cores,
 }
 
 impl Models {
-    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`) and loads the ONNX Runtime library at
+    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `dialogue`) and loads the ONNX Runtime library at
     /// `onnxruntime`. The library is loaded once a process; another pipeline may open its own models on the same one.
     ///
     /// # Errors
@@ -62,14 +67,16 @@ impl Models {
     pub fn open(dir: &Path, onnxruntime: &Path, options: &Options) -> Result<Arc<Models>, Failure> {
         let cores = Cores::new(options.cores);
         // The families do not depend on each other; reading and checking them at once halves the start.
-        let (encoder, words, expression) = thread::scope(|scope| {
+        let (encoder, words, expression, dialogue) = thread::scope(|scope| {
             let words = scope.spawn(|| WordVectors::open(&Family::open(dir, "static")?));
             let expression = scope.spawn(|| Expression::open(&Family::open(dir, "emotion")?));
+            let dialogue = scope.spawn(|| Dialogue::open(Family::open(dir, "dialogue")?));
             let encoder = Runtime::load(onnxruntime)
                 .and_then(|runtime| Encoder::open(&Family::open(dir, "encoder")?, runtime, options.cores));
-            (encoder, cores::joined(words.join()), cores::joined(expression.join()))
+            (encoder, cores::joined(words.join()), cores::joined(expression.join()), cores::joined(dialogue.join()))
         });
-        Ok(Arc::new(Models { encoder: encoder?, words: words?, expression: expression?, cores }))
+        let (encoder, words, expression) = (encoder?, words?, expression?);
+        Ok(Arc::new(Models { encoder, words, expression, dialogue: dialogue?, cores }))
     }
 
     /// The transformer of the full tier.
@@ -85,6 +92,11 @@ impl Models {
     /// What words express.
     pub fn expression(&self) -> &Expression {
         &self.expression
+    }
+
+    /// What words are meant to do.
+    pub fn dialogue(&self) -> &Dialogue {
+        &self.dialogue
     }
 
     /// The cores that models may use.

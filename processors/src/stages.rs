@@ -2,6 +2,7 @@
 //!
 //! To add one: a file under `stages/`, a line in [`all`] and [`ORDER`], an optional field in the schema.
 
+mod dialogue;
 mod emotion;
 mod encode;
 mod memo;
@@ -13,17 +14,22 @@ use schemas::{Skipped, Turn};
 use crate::model::Models;
 use crate::stage::AnyStage;
 
+pub use dialogue::{Dialogues, OPEN_QUESTIONS_MAX, SLOTS_MAX};
 pub use emotion::{
     Emotions, HALF_LIFE_MS, HALF_LIFE_TURNS, RECENT_HALF_LIFE_MS, RECENT_HALF_LIFE_TURNS, intensity, valence,
 };
 pub use encode::{Encode, RECENT_MAX, SPACES_MAX};
 
 /// Names of all stages, in order.
-pub const ORDER: &[&str] = &["encode", "emotion"];
+pub const ORDER: &[&str] = &["encode", "emotion", "dialogue"];
 
 /// All stages, in the order of [`ORDER`].
 pub fn all(models: &Arc<Models>) -> Vec<Box<dyn AnyStage>> {
-    vec![Box::new(Encode::new(Arc::clone(models))), Box::new(Emotions::new(Arc::clone(models)))]
+    vec![
+        Box::new(Encode::new(Arc::clone(models))),
+        Box::new(Emotions::new(Arc::clone(models))),
+        Box::new(Dialogues::new(Arc::clone(models))),
+    ]
 }
 
 /// Why a stage left its part absent: words that stay as they are.
@@ -34,6 +40,8 @@ pub mod reason {
     pub const NO_ENCODING: &str = "no_encoding";
     /// The stage's model was trained for another encoder than the one that made the turn's embedding.
     pub const OTHER_ENCODER: &str = "other_encoder";
+    /// The text is surely in a language that the stage's model does not read.
+    pub const UNSUPPORTED_LANGUAGE: &str = "unsupported_language";
 }
 
 /// Notes, once a stage, why its part is absent; `None` takes an older note away.

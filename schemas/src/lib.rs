@@ -21,7 +21,10 @@ pub mod turn;
 pub use codec::{Codec, DecodeError, EncodeError, LEARNT_MAX, Payload, SchemaError};
 pub use envelope::{Envelope, TraceParent};
 pub use feedback::Feedback;
-pub use part::{Ekman, Embedding, Emotion, Encoding, GoEmotions, Mood, Provenance, Tier};
+pub use part::{
+    Dialogue, DialogueState, Ekman, Embedding, Emotion, Encoding, GoEmotions, Intent, Mood, NextAction, Provenance,
+    Question, Slot, Tier,
+};
 pub use registry::{Entry, Ids, Kind, REGISTERED, Registered, is_same, latest, versions};
 pub use reject::{Header, Reason, Redrive, Reject};
 pub use reply::{Delivery, Reply};

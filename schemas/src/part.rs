@@ -204,6 +204,96 @@ pub struct Mood {
     pub turns: i64,
 }
 
+/// Part of stage `dialogue`: what the words are meant to do, and what may come next.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Dialogue {
+    /// Which model made it.
+    pub provenance: Provenance,
+    /// One for each configured set of intents, in their order.
+    #[serde(default)]
+    pub intents: Vec<Intent>,
+    /// What the turn does: `inform`, `question`, `directive` or `commissive`.
+    pub act: String,
+    /// Probability of that act, 0 to 1.
+    pub act_probability: f32,
+    /// Probability that an answer is expected, 0 to 1.
+    pub question: f32,
+    /// Values that the words give, in their order.
+    #[serde(default)]
+    pub slots: Vec<Slot>,
+    /// The three most probable actions of each configured task, the most probable first.
+    #[serde(default)]
+    pub next_actions: Vec<NextAction>,
+    /// Where the conversation stands after this turn; added by the fold.
+    pub state: Option<DialogueState>,
+}
+
+/// What is wanted, among the intents of one set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The most probable intent of the set.
+    pub name: String,
+    /// Its probability, 0 to 1.
+    pub probability: f32,
+    /// Whether the set's threshold says that none of its intents is meant.
+    pub out_of_scope: bool,
+    /// Name of the set.
+    pub set: String,
+    /// First 16 hexadecimal digits of the SHA-256 of what defines the set.
+    pub set_sha256: String,
+}
+
+/// A value that the words give.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Slot {
+    /// What it is, such as `email_address`.
+    pub name: String,
+    /// As it was written.
+    pub value: String,
+    /// How sure the model is, 0 to 1.
+    pub probability: f32,
+}
+
+/// What the other side may do next.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NextAction {
+    /// Name of the configured task.
+    pub task: String,
+    /// Its label.
+    pub action: String,
+    /// Its probability among the task's actions, 0 to 1.
+    pub probability: f32,
+}
+
+/// Where a conversation stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DialogueState {
+    /// The oldest question that waits for an answer.
+    pub waiting: Option<Question>,
+    /// Questions that wait for an answer.
+    pub open_questions: i32,
+    /// Questions that this turn answered.
+    pub answered: i32,
+    /// Turns of this speaker in a row, this one included.
+    pub run: i32,
+    /// How often the speaker has changed so far.
+    pub exchanges: i64,
+    /// The last value of each slot, the newest last.
+    #[serde(default)]
+    pub slots: Vec<Slot>,
+}
+
+/// A question that nobody has answered yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// Position of the turn that asked it.
+    pub position: i64,
+    /// Who asked, as the source names them; empty where it does not.
+    pub asked_by: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub at: i64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,11 +25,13 @@ pub enum Kind {
     EncodeSlice,
     /// [`crate::slice::EmotionSlice`].
     EmotionSlice,
+    /// [`crate::slice::DialogueSlice`].
+    DialogueSlice,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Turn,
         Kind::Reject,
         Kind::Reply,
@@ -39,6 +41,7 @@ impl Kind {
         Kind::Sequence,
         Kind::EncodeSlice,
         Kind::EmotionSlice,
+        Kind::DialogueSlice,
     ];
 
     /// The name of its schema file.
@@ -53,6 +56,7 @@ impl Kind {
             Kind::Sequence => "sequence",
             Kind::EncodeSlice => "encode_slice",
             Kind::EmotionSlice => "emotion_slice",
+            Kind::DialogueSlice => "dialogue_slice",
         }
     }
 }
@@ -92,6 +96,8 @@ pub const REGISTERED: &[Registered] = history! {
     7 EncodeSlice 1 "encode_slice.1.avsc";
     8 EmotionSlice 1 "emotion_slice.1.avsc";
     9 Redrive 1 "redrive.1.avsc";
+    10 Turn 2 "turn.2.avsc";
+    11 DialogueSlice 1 "dialogue_slice.1.avsc";
 };
 
 /// The version that is written today.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::part::Embedding;
+use crate::part::{Embedding, Question, Slot};
 
 /// Slice of the first processor: numbers the turns of a conversation and knows the ids of the last ones.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -52,4 +52,23 @@ pub struct EmotionSlice {
     pub recent_weight: f64,
     /// As `valence`, with the short half-life.
     pub recent_valence: f64,
+}
+
+/// Slice of stage `dialogue`: who spoke, what is open, what was given.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct DialogueSlice {
+    /// Turns folded so far.
+    pub turns: i64,
+    /// Who spoke last, as the source names them; empty where it does not.
+    pub speaker: String,
+    /// Turns of that speaker in a row.
+    pub run: i32,
+    /// How often the speaker has changed.
+    pub exchanges: i64,
+    /// Questions that wait for an answer, the oldest first.
+    #[serde(default)]
+    pub questions: Vec<Question>,
+    /// The last value of each slot, the newest last.
+    #[serde(default)]
+    pub slots: Vec<Slot>,
 }

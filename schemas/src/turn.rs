@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::part::{Emotion, Encoding, Tier};
+use crate::part::{Dialogue, Emotion, Encoding, Tier};
 
 /// Where a turn stands: what of a [`Turn`] tells who wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +71,9 @@ pub struct Turn {
     /// Part of stage `emotion`.
     #[serde(default)]
     pub emotion: Option<Emotion>,
+    /// Part of stage `dialogue`.
+    #[serde(default)]
+    pub dialogue: Option<Dialogue>,
 }
 
 impl Turn {
@@ -110,6 +113,7 @@ impl Turn {
             skipped: Vec::new(),
             encoding: None,
             emotion: None,
+            dialogue: None,
         }
     }
 
@@ -118,6 +122,7 @@ impl Turn {
         match stage {
             "encode" => self.encoding = None,
             "emotion" => self.emotion = None,
+            "dialogue" => self.dialogue = None,
             _ => {}
         }
         self.skipped.retain(|skipped| skipped.stage != stage);

@@ -112,6 +112,7 @@ fn turn(conversation: &str, position: i64) -> Turn {
         skipped: Vec::new(),
         encoding: None,
         emotion: None,
+        dialogue: None,
     }
 }
 

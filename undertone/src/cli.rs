@@ -6,6 +6,7 @@ mod commands;
 mod doctor;
 mod eval;
 mod history;
+mod intents;
 mod models;
 mod rejects;
 mod replay;
@@ -97,6 +98,9 @@ enum Command {
     },
     /// Score the models on labelled texts, beside a simpler model on the same texts.
     Eval(Eval),
+    /// Check the intents that you name by examples.
+    #[command(subcommand)]
+    Intents(intents::IntentsCommand),
     /// Show or rebuild what is known of conversations.
     #[command(subcommand)]
     Contexts(ContextsCommand),
@@ -153,6 +157,12 @@ struct Eval {
     /// Labels to choose among, for emotion-transfer; those in the data if absent.
     #[arg(long, value_name = "LABEL", value_delimiter = ',')]
     labels: Vec<String>,
+    /// The shipped set of intents, for intent.
+    #[arg(long, value_name = "NAME")]
+    set: Option<String>,
+    /// Intents of your own, each with example sentences, for intent.
+    #[arg(long, value_name = "FILE", conflicts_with = "set")]
+    examples: Option<PathBuf>,
     /// One JSON object, rather than a table.
     #[arg(long)]
     json: bool,
@@ -261,6 +271,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Demo(demo) => serve::demo(settings.load()?, &demo),
         Command::Analyze { texts, tier, json } => models::analyze(&settings.load()?, &texts, tier.into(), json),
         Command::Eval(eval) => eval::eval(&settings.load()?, &eval),
+        Command::Intents(command) => intents::intents(&settings.load()?, command),
         Command::Contexts(ContextsCommand::Show { conversation }) => {
             models::contexts_show(&settings.load()?, &conversation)
         }

@@ -48,6 +48,8 @@ pub struct Config {
     pub telegram: Telegram,
     /// The model stages.
     pub processors: Processors,
+    /// What words are meant to do.
+    pub dialogue: Dialogue,
     /// The inputs at fault.
     pub rejects: Rejects,
     /// The store of contexts.
@@ -204,6 +206,14 @@ pub struct Processors {
     pub rejects_share_max: f64,
     /// How many last turns are looked at; 0: none, and the role never stops for it.
     pub rejects_window_turns: usize,
+}
+
+/// `[dialogue]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dialogue {
+    /// Sets of intents: names of shipped ones, or files of examples.
+    pub intents: Vec<String>,
 }
 
 /// `[rejects]`.

@@ -15,7 +15,7 @@ const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 #[derive(Debug, thiserror::Error)]
 pub enum NotFound {
     /// The folder of the models.
-    #[error("no models in {}; point [models] dir at the folder that holds encoder/, static/ and emotion/", list(.0))]
+    #[error("no models in {}; point [models] dir at the folder that holds encoder/, static/, emotion/ and dialogue/", list(.0))]
     Models(Vec<PathBuf>),
     /// The ONNX Runtime library.
     #[error(

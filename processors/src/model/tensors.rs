@@ -11,13 +11,13 @@ use crate::stage::Failure;
 /// A file of tensors.
 pub(crate) struct Tensors<'a> {
     family: &'a Family,
-    file: &'static str,
+    file: &'a str,
     tensors: SafeTensors<'a>,
 }
 
 impl<'a> Tensors<'a> {
     /// Reads the table of contents of `bytes`, the content of `file`.
-    pub(crate) fn open(family: &'a Family, file: &'static str, bytes: &'a [u8]) -> Result<Tensors<'a>, Failure> {
+    pub(crate) fn open(family: &'a Family, file: &'a str, bytes: &'a [u8]) -> Result<Tensors<'a>, Failure> {
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| family.failure(file, e))?;
         Ok(Tensors { family, file, tensors })
     }
@@ -44,6 +44,18 @@ impl<'a> Tensors<'a> {
     /// A tensor of signed bytes.
     pub(crate) fn bytes(&self, name: &str, shape: &[usize]) -> Result<Vec<i8>, Failure> {
         Ok(self.checked(name, shape, Dtype::I8)?.iter().map(|b| *b as i8).collect())
+    }
+
+    /// A tensor of 32-bit numbers, each from 0 and below `bound`.
+    pub(crate) fn numbers(&self, name: &str, shape: &[usize], bound: usize) -> Result<Vec<u32>, Failure> {
+        let bytes = self.checked(name, shape, Dtype::I32)?;
+        let values: Vec<u32> =
+            bytes.chunks_exact(4).map(|chunk| u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]])).collect();
+        if values.iter().all(|v| (*v as usize) < bound) {
+            Ok(values)
+        } else {
+            Err(self.family.failure(self.file, format!("tensor {name} holds a number that is not below {bound}")))
+        }
     }
 
     /// A tensor of one float a label.

@@ -79,6 +79,7 @@ impl Reader {
             skipped: enriched.skipped,
             encoding: enriched.encoding,
             emotion: enriched.emotion,
+            dialogue: enriched.dialogue,
             ..turn
         };
         stages.for_each(|stage| turn.clear(stage));

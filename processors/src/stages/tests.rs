@@ -1,5 +1,6 @@
 //! The stages on the shipped models, held against the golden file and against themselves.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use super::*;
 use crate::eval::{self, Case, Choices, Report};
 use crate::model::ngram::Normalised;
+use crate::model::sets;
 use crate::model::{Models, Options};
 use crate::stage::{Failure, Stage};
 
@@ -332,7 +334,7 @@ fn slices_survive_the_codec() {
 /// A copy of the shipped models that can be damaged.
 fn copy() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for family in ["encoder", "static", "emotion"] {
+    for family in ["encoder", "static", "emotion", "dialogue"] {
         std::fs::create_dir(dir.path().join(family)).unwrap();
         for entry in std::fs::read_dir(root().join("models").join(family)).unwrap() {
             let entry = entry.unwrap();
@@ -353,9 +355,14 @@ fn problem(models: &Path, onnxruntime: &Path) -> (String, String, String) {
 #[test]
 fn a_damaged_or_missing_file_is_named_with_its_mend() {
     let dir = copy();
-    for file in
-        ["encoder/encoder.onnx", "encoder/tokenizer.json", "static/static.safetensors", "emotion/head.safetensors"]
-    {
+    for file in [
+        "dialogue/clinc150.json",
+        "dialogue/acts.fast.safetensors",
+        "encoder/encoder.onnx",
+        "encoder/tokenizer.json",
+        "static/static.safetensors",
+        "emotion/head.safetensors",
+    ] {
         let path = dir.path().join(file);
         let whole = std::fs::read(&path).unwrap();
         let mut damaged = whole.clone();
@@ -410,7 +417,7 @@ fn evaluation_runs_the_shipped_stages_beside_the_baseline() {
 }
 
 fn evaluate(task: &str, tier: Tier, data: &[u8], labels: &[&str]) -> Report {
-    let choices = Choices { labels: labels.iter().map(|label| (*label).to_owned()).collect() };
+    let choices = Choices { labels: labels.iter().map(|label| (*label).to_owned()).collect(), ..Choices::default() };
     let task = eval::TASKS.iter().find(|known| known.name() == task).unwrap();
     task.run(&Case { models: models(), tier, data, choices: &choices }).unwrap()
 }
@@ -426,7 +433,12 @@ fn transfer_asks_for_the_labels_of_another_set() {
         let more = evaluate("emotion-transfer", tier, data, &["fear", "love", "sadness", "anger"]);
         assert_eq!(more.metrics["macro_f1"].value, 0.75, "a label without a text counts nothing");
     }
-    let wrong = Case { models: models(), tier: Tier::Fast, data, choices: &Choices { labels: vec!["love".into()] } };
+    let wrong = Case {
+        models: models(),
+        tier: Tier::Fast,
+        data,
+        choices: &Choices { labels: vec!["love".into()], ..Choices::default() },
+    };
     let task = eval::TASKS.iter().find(|task| task.name() == "emotion-transfer").unwrap();
     assert!(task.run(&wrong).unwrap_err().to_string().starts_with("line 1: `fear` is none of"));
 }
@@ -435,4 +447,130 @@ fn transfer_asks_for_the_labels_of_another_set() {
 fn order_names_the_stages() {
     assert_eq!(all(models()).iter().map(|stage| stage.name()).collect::<Vec<_>>(), ORDER);
     assert_eq!(GoEmotions::LABELS[27], "neutral");
+}
+
+/// A line of `models/golden/dialogue.jsonl`; `models/train/intents.py` says what the fields are.
+#[derive(Deserialize)]
+struct GoldenDialogue {
+    text: String,
+    full: BTreeMap<String, (String, f32)>,
+    fast: BTreeMap<String, (String, f32)>,
+}
+
+#[test]
+fn intents_and_acts_follow_the_golden_file() {
+    let text = std::fs::read_to_string(root().join("models/golden/dialogue.jsonl")).unwrap();
+    let golden: Vec<GoldenDialogue> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sets = || sets::SHIPPED.iter().map(|name| sets::open(models(), name).unwrap()).collect();
+    let (encode, dialogues) = (Encode::new(Arc::clone(models())), Dialogues::with_sets(Arc::clone(models()), sets()));
+    let mut near = 0;
+    for tier in [Tier::Full, Tier::Fast] {
+        let mut turns: Vec<Turn> = turns(golden.iter().map(|line| line.text.as_str()), tier);
+        Stage::infer(&encode, &mut turns).unwrap();
+        Stage::infer(&dialogues, &mut turns).unwrap();
+        for (line, turn) in golden.iter().zip(&turns) {
+            let Some(part) = &turn.dialogue else {
+                assert!(!turn.skipped.is_empty(), "{}", line.text);
+                continue;
+            };
+            let expected = if tier == Tier::Full { &line.full } else { &line.fast };
+            let intents = part.intents.iter().map(|i| (i.set.as_str(), &i.name, i.probability));
+            for (set, name, probability) in intents.chain([("acts", &part.act, part.act_probability)]) {
+                let (wanted, p) = &expected[set];
+                let equal = name == wanted && (probability - p).abs() < 1e-3;
+                near += usize::from(!equal);
+                // A last bit may tip a rounding of the encoder: seen in 7 of 1,000 texts on another processor.
+                assert!((probability - p).abs() < 0.05, "{set} of {:?}: {name} {probability}, {wanted} {p}", line.text);
+            }
+        }
+    }
+    assert!(near * 100 <= golden.len(), "{near} results differ");
+}
+
+const EXAMPLES: &str = r#"{
+    "refund": ["I want my money back", "please refund this order", "can I get a refund?", "give me back what I paid"],
+    "hours": ["when do you open?", "are you open on Sunday", "what are your opening hours", "how late are you open today?"],
+    "human": ["let me talk to a person", "I want to speak to an agent", "connect me with a human", "is there anybody real here?"]
+}"#;
+
+#[test]
+fn intents_are_named_by_examples_and_read_again_when_they_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("shop.json");
+    std::fs::write(&file, EXAMPLES).unwrap();
+    let set = sets::open(models(), file.to_str().unwrap()).unwrap();
+    let first = set.hash.clone();
+    assert_eq!((set.name.as_str(), set.labels.len()), ("shop", 3));
+    for tier in [Tier::Full, Tier::Fast] {
+        assert_eq!(set.left_out(tier).unwrap().len(), 12);
+        let right = set.left_out(tier).unwrap().iter().enumerate().filter(|(i, said)| i / 4 == **said).count();
+        assert!(right >= 8, "{right} of 12 in the {} tier", tier.name());
+    }
+    let dialogues = Dialogues::with_sets(Arc::clone(models()), vec![set]);
+    let mut turns = vec![
+        turn(0, "Could I please have a refund for my order?", Tier::Full),
+        turn(1, "at what time do you open", Tier::Fast),
+    ];
+    Stage::infer(&Encode::new(Arc::clone(models())), &mut turns).unwrap();
+    Stage::infer(&dialogues, &mut turns).unwrap();
+    let intents: Vec<_> = turns.iter().map(|turn| &turn.dialogue.as_ref().unwrap().intents[0]).collect();
+    assert_eq!((intents[0].name.as_str(), intents[1].name.as_str()), ("refund", "hours"));
+    assert!(intents.iter().all(|intent| intent.set == "shop" && intent.set_sha256 == first && !intent.out_of_scope));
+
+    let other = Models::open(&root().join("models"), &onnxruntime(), &Options { cores: 1 }).unwrap();
+    sets::follow(&other, &[file.display().to_string(), "hwu64".to_owned()]).unwrap();
+    let hashes = || other.dialogue().sets().iter().map(|set| set.hash.clone()).collect::<Vec<_>>();
+    assert_eq!((hashes().len(), &hashes()[0]), (2, &first));
+    std::fs::write(&file, EXAMPLES.replace("Sunday", "Sundays in May")).unwrap();
+    let patience = std::time::Instant::now();
+    while hashes()[0] == first {
+        assert!(patience.elapsed() < std::time::Duration::from_secs(60), "the file was not read again");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let error = sets::configure(&other, &["nonsense".to_owned()]).unwrap_err().to_string();
+    assert!(error.contains("clinc150"), "{error}");
+}
+
+#[test]
+fn what_the_models_do_not_read_is_told_rather_than_guessed() {
+    let mut turns = vec![
+        turn(0, "Könnten Sie mir bitte sagen, wann das Geschäft am Sonntag geöffnet ist?", Tier::Fast),
+        turn(1, " ", Tier::Fast),
+        turn(2, "When does the shop open on Sunday?", Tier::Fast),
+    ];
+    Stage::infer(&Encode::new(Arc::clone(models())), &mut turns).unwrap();
+    Stage::infer(&Dialogues::new(Arc::clone(models())), &mut turns).unwrap();
+    let reason = |turn: &Turn| turn.skipped.iter().find(|s| s.stage == "dialogue").map(|s| s.reason.clone());
+    assert_eq!(reason(&turns[0]).as_deref(), Some(reason::UNSUPPORTED_LANGUAGE));
+    assert_eq!(reason(&turns[1]).as_deref(), Some(reason::EMPTY_TEXT));
+    let part = turns[2].dialogue.as_ref().unwrap();
+    assert_eq!((part.act.as_str(), part.question > 0.5), ("question", true));
+}
+
+#[test]
+fn evaluation_of_intents_and_acts_runs_beside_the_baselines() {
+    let data = br#"{"text":"what's the weather like in Rome","intent":"weather"}
+{"text":"set an alarm for seven","intent":"alarm"}
+{"text":"how many moons does Saturn have and who found them","intent":"oos"}"#;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("shop.json");
+    std::fs::write(&file, EXAMPLES).unwrap();
+    let task = |name: &str| *crate::eval::TASKS.iter().find(|task| task.name() == name).unwrap();
+    for tier in [Tier::Full, Tier::Fast] {
+        let run = |name: &str, data: &[u8], choices: &Choices| {
+            task(name).run(&Case { models: models(), tier, data, choices })
+        };
+        let report = run("intent", data, &Choices { set: Some("clinc150".into()), ..Choices::default() }).unwrap();
+        assert_eq!((report.n, report.metrics["accuracy"].value, report.metrics.len()), (3, 1.0, 4));
+        assert!(report.baseline.metrics.contains_key("accuracy"));
+        let shop = Choices { examples: Some(file.clone()), ..Choices::default() };
+        let report = run("intent", br#"{"text":"give me a refund please","intent":"refund"}"#, &shop).unwrap();
+        assert_eq!((report.metrics["accuracy"].value, report.metrics.len()), (1.0, 2));
+        let wrong = run("intent", data, &shop).unwrap_err().to_string();
+        assert!(wrong.contains("weather"), "{wrong}");
+        assert!(run("intent", data, &Choices::default()).unwrap_err().to_string().contains("--set"));
+        let acts = br#"{"turns":["Where do you live?","I live in Rome .","Please close the door .","OK, I will ."],"acts":[2,1,3,4]}"#;
+        let report = run("acts", acts, &Choices::default()).unwrap();
+        assert_eq!((report.n, report.metrics["question_f1"].value), (4, 1.0));
+    }
 }

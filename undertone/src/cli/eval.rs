@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use processors::eval::{Case, Choices, Figure, Report, TASKS, Task};
+use processors::model::sets;
 use processors::{Models, Options};
 
 use super::say;
@@ -34,10 +35,11 @@ pub(super) fn eval(config: &Config, args: &super::Eval) -> anyhow::Result<ExitCo
     progress(&format!("loading the models for {lines} texts"));
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
     let models = Models::open(&dir, &library, &Options::default())?;
+    sets::configure(&models, &config.dialogue.intents).context("read [dialogue] intents")?;
     let tier = args.tier.into();
     progress(&format!("scoring {lines} texts with the {} tier", schemas::Tier::name(tier)));
     let begun = Instant::now();
-    let choices = Choices { labels: args.labels.clone() };
+    let choices = Choices { labels: args.labels.clone(), set: args.set.clone(), examples: args.examples.clone() };
     let case = Case { models: &models, tier, data: &data, choices: &choices };
     let report = task.run(&case).with_context(|| format!("evaluate on {}", args.data.display()))?;
     progress(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()));

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use processors::model::sets;
 use processors::rebuild::Rebuilt;
 use processors::{Chain, Models, Options, Plan};
-use schemas::slice::{EmotionSlice, EncodeSlice, Sequence};
+use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, Sequence};
 use schemas::{Codec, Tier, Turn};
 use serde_json::{Value, json};
 use store::context::{Contexts, Record, Version};
@@ -39,6 +40,7 @@ fn chain(config: &Config, stages: &[String]) -> anyhow::Result<Chain> {
     let plan = processors::plan(processors::stages::ORDER, stages)?;
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
     let models = Models::open(&dir, &library, &Options::default())?;
+    sets::configure(&models, &config.dialogue.intents).context("read [dialogue] intents")?;
     let mut all = processors::stages::all(&models);
     Ok(Chain::new(all.drain(plan.run).collect(), plan.first, Arc::new(Codec::embedded())))
 }
@@ -52,7 +54,7 @@ fn turn_json(turn: &Turn) -> anyhow::Result<String> {
     }
     let parts = json!({
         "text": value["text"], "tier": value["tier"], "skipped": value["skipped"],
-        "encoding": value["encoding"], "emotion": value["emotion"],
+        "encoding": value["encoding"], "emotion": value["emotion"], "dialogue": value["dialogue"],
     });
     Ok(parts.to_string())
 }
@@ -77,6 +79,17 @@ fn turn_text(turn: &Turn, colour: bool) -> String {
             text += &format!("    {label:<15} {p:.2} {}\n", "█".repeat(length));
         }
         text += &format!("  {dim}model      {}{end}\n", provenance(&emotion.provenance));
+    }
+    if let Some(dialogue) = &turn.dialogue {
+        text += &format!("  act        {} ({:.2})\n", dialogue.act, dialogue.act_probability);
+        for intent in &dialogue.intents {
+            let scope = if intent.out_of_scope { "none; nearest " } else { "" };
+            text += &format!("  intent     {scope}{} ({:.2}) of {}\n", intent.name, intent.probability, intent.set);
+        }
+        if let Some(question) = dialogue.state.as_ref().and_then(|state| state.waiting.as_ref()) {
+            text += &format!("  waiting    for an answer to turn {}\n", question.position);
+        }
+        text += &format!("  {dim}model      {}{end}\n", provenance(&dialogue.provenance));
     }
     for skipped in &turn.skipped {
         text += &format!("  {:<10} absent: {}\n", skipped.stage, skipped.reason);
@@ -114,6 +127,7 @@ fn slice(codec: &Codec, record: &Record) -> Value {
             "sequence" => codec.decode::<Sequence>(&version.bytes).map(serde_json::to_value),
             "encode" => codec.decode::<EncodeSlice>(&version.bytes).map(serde_json::to_value),
             "emotion" => codec.decode::<EmotionSlice>(&version.bytes).map(serde_json::to_value),
+            "dialogue" => codec.decode::<DialogueSlice>(&version.bytes).map(serde_json::to_value),
             _ => Ok(Ok(json!({ "size_bytes": version.bytes.len() }))),
         };
         let content = match read {

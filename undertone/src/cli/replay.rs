@@ -292,6 +292,7 @@ async fn run(
         models,
         onnxruntime,
         options: processors::Options::default(),
+        intents: config.dialogue.intents.clone(),
         limits: Limits { batch_turns_max: config.processors.batch_turns_max, ..Limits::default() },
     };
     let contexts = Contexts::open_with(&folder.join("contexts.sqlite"), up::durability(config)).await;

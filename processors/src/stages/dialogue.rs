@@ -1,0 +1,223 @@
+//! Stage `dialogue`: what the words are meant to do, and where the conversation stands.
+//!
+//! Promises: intents of the sets in force, the dialogue act and how probably an answer is expected, from the turn's
+//! embedding *as it travels* and its n-grams. The fold keeps who spoke, and which questions wait: what somebody else says
+//! answers them, unless it is a question itself. A turn that has no encoding, one of another encoder, or one that is surely
+//! in another language than English is skipped. Leaves out: what the answers mean.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use schemas::slice::DialogueSlice;
+use schemas::{Dialogue, DialogueState, Encoding, Intent, Question, Slot, Turn};
+
+use super::{note, reason};
+use crate::model::Models;
+use crate::model::intents::best;
+use crate::model::ngram::Normalised;
+use crate::model::sets::{ACTS, QUESTION, Set};
+use crate::stage::{Failure, Stage};
+
+/// Questions that are kept open of a conversation; the oldest is forgotten first.
+pub const OPEN_QUESTIONS_MAX: usize = 8;
+/// Slots that are kept of a conversation; the oldest is forgotten first.
+pub const SLOTS_MAX: usize = 16;
+
+const NAME: &str = "dialogue";
+/// The language that the models read.
+const LANGUAGE: &str = "eng";
+/// From this confidence another language is believed: commands of a few words are easily taken for another one.
+const LANGUAGE_SURE: f32 = 0.95;
+/// Probability from which an answer is expected.
+const ANSWER_EXPECTED: f32 = 0.5;
+/// Texts that a core looks at together, so that starting a thread is worth it.
+const GRAIN: NonZeroUsize = NonZeroUsize::new(16).expect("it is not zero");
+
+/// The stage.
+#[derive(Debug)]
+pub struct Dialogues {
+    models: Arc<Models>,
+    /// Sets that stay, whatever is in force.
+    fixed: Option<Arc<Vec<Set>>>,
+}
+
+impl Dialogues {
+    /// The stage on loaded models.
+    pub fn new(models: Arc<Models>) -> Dialogues {
+        Dialogues { models, fixed: None }
+    }
+
+    /// The stage with sets of its own, rather than those in force.
+    pub fn with_sets(models: Arc<Models>, sets: Vec<Set>) -> Dialogues {
+        Dialogues { models, fixed: Some(Arc::new(sets)) }
+    }
+
+    /// The part of a turn without its state, or why there is none.
+    fn part(&self, sets: &[Set], turn: &Turn) -> Result<Dialogue, &'static str> {
+        let encoding = match &turn.encoding {
+            Some(encoding) => encoding,
+            None if turn.skipped.iter().any(|s| s.reason == reason::EMPTY_TEXT) => return Err(reason::EMPTY_TEXT),
+            None => return Err(reason::NO_ENCODING),
+        };
+        let tier = encoding.provenance.tier;
+        if encoding.provenance != self.models.embedder(tier) {
+            return Err(reason::OTHER_ENCODER);
+        }
+        if is_foreign(encoding) {
+            return Err(reason::UNSUPPORTED_LANGUAGE);
+        }
+        let (embedding, buckets) = (&encoding.embedding, Normalised::of(&turn.text).buckets());
+        let intent = |set: &Set| {
+            let scored = set.score(tier, embedding, &buckets)?;
+            Some(Intent {
+                name: set.labels[scored.label].clone(),
+                probability: scored.probability,
+                out_of_scope: !scored.in_scope,
+                set: set.name.clone(),
+                set_sha256: set.hash.clone(),
+            })
+        };
+        let intents = sets.iter().map(intent).collect::<Option<Vec<_>>>().ok_or(reason::OTHER_ENCODER)?;
+        let acts = self.models.dialogue().acts(tier, embedding, &buckets).ok_or(reason::OTHER_ENCODER)?;
+        let act = best(&acts, 0.0);
+        Ok(Dialogue {
+            provenance: self.models.dialogue().provenance(tier),
+            intents,
+            act: ACTS[act.label].to_owned(),
+            act_probability: act.probability,
+            question: acts[QUESTION],
+            slots: Vec::new(),
+            next_actions: Vec::new(),
+            state: None,
+        })
+    }
+}
+
+/// Whether a text is surely in a language that the models do not read.
+fn is_foreign(encoding: &Encoding) -> bool {
+    let other = encoding.language.as_deref().is_some_and(|language| language != LANGUAGE);
+    other && encoding.language_confidence.is_some_and(|confidence| confidence >= LANGUAGE_SURE)
+}
+
+impl Stage for Dialogues {
+    type Slice = DialogueSlice;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn infer(&self, turns: &mut [Turn]) -> Result<(), Failure> {
+        let sets = self.fixed.as_ref().map_or_else(|| self.models.dialogue().sets(), Arc::clone);
+        let parts = self.models.cores().map(&*turns, GRAIN, |turn| self.part(&sets, turn));
+        for (turn, part) in turns.iter_mut().zip(parts) {
+            note(turn, NAME, part.as_ref().err().copied());
+            turn.dialogue = part.ok();
+        }
+        Ok(())
+    }
+
+    fn fold(&self, slice: &mut DialogueSlice, turn: &mut Turn) -> Result<(), Failure> {
+        let Some(part) = &mut turn.dialogue else { return Ok(()) };
+        if slice.turns < 0 || slice.turns == i64::MAX || slice.run < 0 || slice.exchanges < 0 {
+            let problem = format!("{} turns are damage: run `undertone contexts rebuild`", slice.turns);
+            return Err(Failure::Slice { stage: NAME, conversation: turn.conversation.clone(), problem });
+        }
+        let speaker = turn.sender.as_ref().map_or("", |sender| sender.id.as_str());
+        part.state = Some(fold(slice, speaker, turn.position.unwrap_or_default(), turn.at, part));
+        Ok(())
+    }
+}
+
+/// Folds a part and returns where the conversation stands.
+fn fold(slice: &mut DialogueSlice, speaker: &str, position: i64, at: i64, part: &Dialogue) -> DialogueState {
+    if slice.turns > 0 && slice.speaker == speaker {
+        slice.run = slice.run.saturating_add(1);
+    } else {
+        slice.exchanges += i64::from(slice.turns > 0);
+        slice.run = 1;
+        speaker.clone_into(&mut slice.speaker);
+    }
+    slice.turns += 1;
+    let asks = part.question >= ANSWER_EXPECTED;
+    let before = slice.questions.len();
+    if !asks {
+        slice.questions.retain(|question| question.asked_by == speaker);
+    }
+    let answered = before - slice.questions.len();
+    if asks {
+        slice.questions.push(Question { position, asked_by: speaker.to_owned(), at });
+        forget(&mut slice.questions, OPEN_QUESTIONS_MAX);
+    }
+    for slot in &part.slots {
+        slice.slots.retain(|known| known.name != slot.name);
+        slice.slots.push(Slot::clone(slot));
+    }
+    forget(&mut slice.slots, SLOTS_MAX);
+    DialogueState {
+        waiting: slice.questions.first().cloned(),
+        open_questions: slice.questions.len() as i32,
+        answered: answered as i32,
+        run: slice.run,
+        exchanges: slice.exchanges,
+        slots: slice.slots.clone(),
+    }
+}
+
+/// Keeps the last `kept` items.
+fn forget<T>(items: &mut Vec<T>, kept: usize) {
+    items.drain(..items.len().saturating_sub(kept));
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::{Provenance, Tier};
+
+    use super::*;
+
+    fn part(question: f32, slots: &[(&str, &str)]) -> Dialogue {
+        let slot = |(name, value): &(&str, &str)| Slot {
+            name: (*name).to_owned(),
+            value: (*value).to_owned(),
+            probability: 1.0,
+        };
+        Dialogue {
+            provenance: Provenance { model: "m".into(), version: "1".into(), tier: Tier::Full },
+            intents: Vec::new(),
+            act: ACTS[0].to_owned(),
+            act_probability: 1.0,
+            question,
+            slots: slots.iter().map(slot).collect(),
+            next_actions: Vec::new(),
+            state: None,
+        }
+    }
+
+    #[test]
+    fn a_question_waits_until_somebody_else_says_what_is_no_question() {
+        let mut slice = DialogueSlice::default();
+        let mut say = |speaker: &str, position: i64, question: f32| {
+            fold(&mut slice, speaker, position, position * 1000, &part(question, &[]))
+        };
+        assert_eq!(say("ann", 1, 0.9).waiting.map(|q| q.position), Some(1));
+        let own = say("ann", 2, 0.1);
+        assert_eq!((own.open_questions, own.answered, own.run, own.exchanges), (1, 0, 2, 0));
+        let back = say("ben", 3, 0.9);
+        assert_eq!((back.open_questions, back.answered, back.run, back.exchanges), (2, 0, 1, 1));
+        let answer = say("ann", 4, 0.1);
+        assert_eq!((answer.answered, answer.waiting.map(|q| q.asked_by)), (1, Some("ann".to_owned())));
+        let last = say("ben", 5, 0.0);
+        assert_eq!((last.answered, last.open_questions, last.exchanges), (1, 0, 3));
+    }
+
+    #[test]
+    fn the_slice_is_bounded_and_the_last_value_of_a_slot_counts() {
+        let mut slice = DialogueSlice::default();
+        for i in 0..100i64 {
+            fold(&mut slice, "ann", i, i, &part(1.0, &[(&format!("s{}", i % 40), &i.to_string())]));
+        }
+        assert_eq!((slice.questions.len(), slice.slots.len()), (OPEN_QUESTIONS_MAX, SLOTS_MAX));
+        let state = fold(&mut slice, "ann", 100, 100, &part(0.0, &[("s19", "new")]));
+        assert_eq!(state.slots.last().map(|s| s.value.as_str()), Some("new"));
+        assert_eq!(state.slots.iter().filter(|s| s.name == "s19").count(), 1);
+    }
+}

@@ -186,8 +186,7 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
     let runtime = tokio::runtime::Handle::current();
     let (done, result) = tokio::sync::oneshot::channel();
     let (calls, kafka) = (Arc::new(Calls::default()), around.kafka.clone());
-    let (watched, call_max) =
-        (Arc::clone(&calls), config.limits.transaction_timeout.max(CALL_TIMEOUT) * CALL_TIMEOUTS_MAX);
+    let (watched, call_max) = (Arc::clone(&calls), config.limits.transaction_timeout.max(CALL_TIMEOUT) + OVERDUE);
     let work = move || {
         around.waiting.set("loading models");
         let forwards = matches!(work, Work::Forward);
@@ -233,12 +232,21 @@ pub async fn run_way(config: Config, way: Way, around: Surroundings) -> Result<(
     tokio::select! {
         result = result => result.unwrap_or(Err(RunError::Panicked)),
         // The thread is left to the end of the process: nothing can call it back.
-        () = stuck(&watched, call_max, || answers(kafka.clone())) => Err(RunError::Stuck(call_max.as_secs())),
+        () = look_after(&watched, call_max, || answers(kafka.clone())) => Err(RunError::Stuck(call_max.as_secs())),
     }
 }
 
-/// A call of the log's client that has taken so many times its own time-out does not come back.
-const CALL_TIMEOUTS_MAX: u32 = 2;
+/// Gives up calls that do not come back, so that the runner goes on with another client of the log. Ends if it does not.
+async fn look_after<F: Future<Output = bool>>(calls: &Calls, call_max: Duration, answers: impl Fn() -> F) {
+    while !calls.is_unnoticed() {
+        stuck(calls, call_max, &answers).await;
+        calls.give_up();
+        tokio::time::sleep(call_max).await;
+    }
+}
+
+/// A call of the log's client that has taken so much longer than its own time-out does not come back.
+const OVERDUE: Duration = Duration::from_secs(2);
 /// How long brokers that are there may take to answer a question.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
 /// Time between two looks at the calls.
@@ -247,7 +255,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Waits until one call has been under way for so long while the brokers answered: librdkafka sends offsets to a transaction
 /// for as long as it does not reach the group's coordinator, whatever the call's time-out. It is the looks that count: a
 /// process that stood still meanwhile gives a call the rest of its time when it goes on.
-async fn stuck<F: Future<Output = bool>>(calls: &Calls, call_max: Duration, answers: impl Fn() -> F) {
+async fn stuck<F: Future<Output = bool>>(calls: &Calls, call_max: Duration, answers: &impl Fn() -> F) {
     let (mut known, mut taken) = (None, Duration::ZERO);
     while taken < call_max {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -301,13 +309,13 @@ mod tests {
             }
         };
         tokio::select! {
-            () = stuck(&calls, CALL_MAX, async || true) => panic!("each call came back after half the time"),
+            () = stuck(&calls, CALL_MAX, &|| async { true }) => panic!("each call came back after half the time"),
             () = tokio::time::sleep(CALL_MAX * 4) => {}
             () = half => {}
         }
         let (begun, _call) = (tokio::time::Instant::now(), calls.begin());
         let back = begun + CALL_MAX * 3;
-        stuck(&calls, CALL_MAX, async || tokio::time::Instant::now() >= back).await;
+        stuck(&calls, CALL_MAX, &|| async move { tokio::time::Instant::now() >= back }).await;
         let since = tokio::time::Instant::now() - back;
         assert!(
             since >= CALL_MAX - LOOK_EVERY && since < CALL_MAX + 3 * LOOK_EVERY,

@@ -177,7 +177,7 @@ impl Runner {
     /// Runs until shutdown, or until this client of the log is of no use any more.
     fn run_client(&self) -> Result<(), RunError> {
         let Some(mut transactor) = self.connect()? else { return Ok(()) };
-        let mut commits = Commits::start()?;
+        let mut commits = Commits::start(Arc::clone(&self.calls))?;
         let mut ahead = Ahead::default();
         let mut owned: BTreeMap<i32, Owned> = BTreeMap::new();
         let worked = self.work(&mut transactor, &mut commits, &mut ahead, &mut owned);

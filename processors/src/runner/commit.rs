@@ -1,19 +1,21 @@
 //! Commits on a thread of its own, so that the next batch is read and inferred meanwhile. One is under way at a time.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
 
 use store::log::Record;
-use store::log::transact::{Begun, CommitError};
+use store::log::transact::{Begun, Calls, CommitError};
 
 use super::error::{Interrupted, RunError};
 use super::work::Worked;
 use super::{Owned, Runner, unix_ms};
 use crate::spans::Watch;
 
-/// The committing thread, which ends with this value.
+/// The committing thread, which ends with this value, unless a call of its never comes back.
 pub(super) struct Commits {
+    calls: Arc<Calls>,
     begun: SyncSender<(Begun, BTreeMap<i32, i64>)>,
     /// Whether the contexts of what has begun were written.
     saved: SyncSender<bool>,
@@ -40,7 +42,7 @@ pub(super) struct UnderWay {
 
 impl Commits {
     /// Starts the thread.
-    pub(super) fn start() -> Result<Commits, RunError> {
+    pub(super) fn start(calls: Arc<Calls>) -> Result<Commits, RunError> {
         let (begun, taken) = sync_channel::<(Begun, BTreeMap<i32, i64>)>(1);
         let (saved, is_saved) = sync_channel(1);
         let (done, outcomes) = sync_channel(1);
@@ -58,7 +60,7 @@ impl Commits {
         };
         let thread = std::thread::Builder::new().name("processors-commit".to_owned());
         thread.spawn(work).map_err(RunError::Thread)?;
-        Ok(Commits { begun, saved, outcomes, under_way: None, outcome: None })
+        Ok(Commits { calls, begun, saved, outcomes, under_way: None, outcome: None })
     }
 
     /// Whether there is a batch that is not settled.
@@ -74,11 +76,8 @@ impl Commits {
     /// Whether the batch that is under way comes to its end within `wait`: it can be settled without waiting.
     pub(super) fn ends_within(&mut self, wait: Duration) -> Result<bool, RunError> {
         if self.under_way.is_some() && self.outcome.is_none() {
-            match self.outcomes.recv_timeout(wait) {
-                Ok(outcome) => self.outcome = Some(outcome),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(RunError::Panicked),
-            }
+            let outcome = self.calls.outcome_within(&self.outcomes, wait)?;
+            self.outcome = outcome.map(|outcome| outcome.ok_or(RunError::Panicked)).transpose()?;
         }
         Ok(self.outcome.is_some())
     }
@@ -100,11 +99,14 @@ impl Commits {
     /// Takes back what was prepared.
     pub(super) fn abandon(&mut self) -> Result<(), RunError> {
         self.saved.send(false).map_err(|_| RunError::Panicked)?;
-        match self.outcomes.recv() {
-            Ok((Ok(()) | Err(CommitError::Aborted(_)), _)) => Ok(()),
-            Ok((Err(CommitError::Fatal(error)), _)) => Err(error.into()),
-            Err(_) => Err(RunError::Panicked),
+        match self.wait()? {
+            (Ok(()) | Err(CommitError::Aborted(_)), _) => Ok(()),
+            (Err(CommitError::Fatal(error)), _) => Err(error.into()),
         }
+    }
+
+    fn wait(&self) -> Result<Outcome, RunError> {
+        self.calls.outcome(&self.outcomes)?.ok_or(RunError::Panicked)
     }
 }
 
@@ -118,8 +120,7 @@ impl Runner {
         let Some(UnderWay { next, records, started, faults, watch }) = commits.under_way.take() else {
             return Ok(Worked::Nothing);
         };
-        let outcome = commits.outcome.take().map_or_else(|| commits.outcomes.recv(), Ok);
-        let (outcome, done) = outcome.map_err(|_| RunError::Panicked)?;
+        let (outcome, done) = commits.outcome.take().map_or_else(|| commits.wait(), Ok)?;
         outcome?;
         watch.report(self.chain.name(), &self.plan.input, records.len(), done);
         self.recent.note(self.limits.rejects, &faults);

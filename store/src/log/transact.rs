@@ -305,7 +305,8 @@ impl Transactor {
     /// [`Transactor::commit`].
     pub fn confirm(&mut self, partitions: &[i32]) -> Result<(), CommitError> {
         let Some(metadata) = &self.metadata else { return Err(taken_away()) };
-        self.writer.confirm(metadata, partitions)
+        let (writer, metadata, partitions) = (Arc::clone(&self.writer), Arc::clone(metadata), partitions.to_vec());
+        self.writer.calls.aside(move || writer.confirm(&metadata, &partitions))?
     }
 }
 

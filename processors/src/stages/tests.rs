@@ -304,7 +304,8 @@ fn every_unicode_text_is_served_or_skipped() {
         let mut batch = turns(texts.iter().map(String::as_str), tier);
         infer(&mut batch);
         for turn in &batch {
-            assert_eq!(turn.emotion.is_some(), turn.skipped.is_empty(), "{:?}", turn.text);
+            let skipped = |stage: &str| turn.skipped.iter().any(|skipped| skipped.stage == stage);
+            assert_eq!(turn.emotion.is_some(), !skipped("emotion"), "{:?}", turn.text);
             let p = turn.emotion.as_ref().map_or([0.0; 28], |e| e.probabilities.to_array());
             assert!(p.iter().all(|p| (0.0..=1.0).contains(p)), "{:?}", turn.text);
         }

@@ -2,7 +2,7 @@
 
     python3 models/build.py --data DIR [--work .cache/models] [STEP…]
 
-Steps, in order: encoder, static, embed, emotion, report, golden, dialogue, cards; without a name all of them. Promises: says what it
+Steps, in order: static, branch, encoder, embed, emotion, full, vad, report, golden, dialogue, cards; without a name all of them. Promises: says what it
 does; embeddings, the slow part, are kept in the work folder by the checksums of what they depend on, so that a run that was
 cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
 Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
@@ -22,6 +22,7 @@ MODELS = Path(__file__).resolve().parent
 sys.path.insert(0, str(MODELS / "train"))
 
 import numpy as np  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
 
 import acts  # noqa: E402
 import card  # noqa: E402
@@ -34,17 +35,22 @@ import ngram  # noqa: E402
 import report  # noqa: E402
 import sources  # noqa: E402
 import static  # noqa: E402
+import vad  # noqa: E402
 
 STATIC_TOKENS_MAX = 512
 CALIBRATION, CHECK = 300, 600
 CHAT, GOLDEN = 2000, 500
 
 
+def rows_of(path):
+    return [json.loads(line) for line in open(path, encoding="utf-8")]
+
+
 class Build:
     """What the steps share; read once, when first asked for."""
 
     def __init__(self, data, work):
-        self.data, self.work = Path(data) / "goemotions", Path(work)
+        self.folder, self.data, self.work = Path(data), Path(data) / "goemotions", Path(work)
         self.work.mkdir(parents=True, exist_ok=True)
         self.started = time.monotonic()
         for split in ("train", "dev"):
@@ -56,7 +62,7 @@ class Build:
 
     @cached_property
     def rows(self):
-        return {s: [json.loads(line) for line in open(self.data / f"{s}.jsonl", encoding="utf-8")] for s in ("train", "dev")}
+        return {s: rows_of(self.data / f"{s}.jsonl") for s in ("train", "dev")}
 
     @cached_property
     def texts(self):
@@ -87,22 +93,37 @@ class Build:
     def static(self):
         return static.Static(MODELS / "static", STATIC_TOKENS_MAX)
 
-    @cached_property
-    def embeddings(self):
-        """{split: {tier: [texts, D]}}."""
-        return {s: {"full": self.encoded(s), "fast": self.static.embed(self.texts[s])} for s in self.texts}
+    @property
+    def branches(self):
+        """{output: file of its upper layers} of the branches that were trained."""
+        files = {output: self.work / f"branch-{output}.safetensors" for output in encoder.OUTPUTS}
+        return {output: path for output, path in files.items() if path.is_file()}
 
-    def encoded(self, split):
-        inputs = [MODELS / "encoder/encoder.onnx", MODELS / "encoder/tokenizer.json", self.data / f"{split}.jsonl"]
+    @cached_property
+    def dev_vectors(self):
+        """Of dev, {tier: what the tier's head reads}."""
+        return {"full": self.encoded(self.data / "dev.jsonl")["emotion"], "fast": emotion.read(self.static.embed(self.texts["dev"]))}
+
+    def encoded(self, path):
+        """{output: [texts, 384]} of a file's texts."""
+        inputs = [MODELS / "encoder/encoder.onnx", MODELS / "encoder/tokenizer.json", path]
         key = hashlib.sha256("".join(map(sources.sha256_of, inputs)).encode()).hexdigest()[:16]
-        kept = self.work / f"encoded-{split}-{key}.npy"
+        kept = self.work / f"encoded-{path.parent.name}-{path.stem}-{key}.npz"
         if not kept.is_file():
-            self.say(f"encoding {split}")
-            vectors = encoder.embed(self.session, self.tokenizer, self.texts[split])
-            partial = kept.with_suffix(".partial.npy")
-            np.save(partial, vectors)
+            self.say(f"encoding {path.parent.name} {path.stem}")
+            vectors = encoder.embed(self.session, self.tokenizer, [row["text"] for row in rows_of(path)])
+            partial = kept.with_suffix(".partial.npz")
+            np.savez(partial, **vectors)
             partial.replace(kept)
-        return np.load(kept)
+        return dict(np.load(kept))
+
+    def vad_inputs(self, rows, path):
+        """{tier: what the tier's valence, arousal and dominance are read from}."""
+        texts, encoded, shipped = [row["text"] for row in rows], self.encoded(path), emotion.Shipped(MODELS / "emotion")
+        logits = shipped.ngram_logits(self.counter.matrix(texts))
+        fast = emotion.read(self.static.embed(texts))
+        full = [encoded["emotion"], emotion.read(encoded["embedding"]), shipped.probabilities("full", logits, encoded["emotion"])]
+        return {"full": np.concatenate(full, 1), "fast": np.concatenate([fast, shipped.probabilities("fast", logits, fast)], 1)}
 
     def vectors(self, texts, kept_as):
         """The encoder's vectors of any texts, kept by the checksum of what they depend on."""
@@ -114,7 +135,7 @@ class Build:
         if not kept.is_file():
             self.say(f"encoding {len(texts)} texts of {kept_as}")
             partial = kept.with_suffix(".partial.npy")
-            np.save(partial, encoder.embed(self.session, self.tokenizer, texts))
+            np.save(partial, encoder.embed(self.session, self.tokenizer, texts)["embedding"])
             partial.replace(kept)
         return np.load(kept)
 
@@ -132,7 +153,7 @@ class Build:
 def step_encoder(build):
     folder = sources.folder_of(sources.ENCODER, build.work)
     static.write_tokenizer(folder, MODELS / "encoder/tokenizer.json")
-    measured = encoder.export(folder, build.texts["train"][:CALIBRATION], build.texts["dev"][:CHECK], MODELS / "encoder/encoder.onnx")
+    measured = encoder.export(folder, build.texts["train"][:CALIBRATION], build.texts["dev"][:CHECK], MODELS / "encoder/encoder.onnx", build.branches)
     if not measured["equal_in_batches"]:
         raise SystemExit("the exported encoder gives other bits in a batch than alone: do not ship it")
     build.note("encoder", measured)
@@ -142,20 +163,43 @@ def step_static(build):
     build.note("static", static.export(sources.folder_of(sources.STATIC, build.work), MODELS / "static"))
 
 
+def step_branch(build):
+    import branch  # noqa: PLC0415, the one step that needs a deep-learning framework
+
+    folder = sources.folder_of(sources.ENCODER, build.work)
+    branch.train(folder, build.texts["train"], build.truth["train"], build.work / "branch-emotion.safetensors", build.say)
+
+
 def step_embed(build):
-    build.say(f"embeddings of {sum(len(e['full']) for e in build.embeddings.values())} texts are there")
+    build.say(f"vectors of {len(build.dev_vectors['full'])} texts are there")
 
 
 def step_emotion(build):
-    embeddings = build.embeddings["train"]
-    unseen = emotion.train(build.texts["train"], build.frequencies["train"], embeddings, build.truth["train"], MODELS / "emotion", build.say)
+    static = build.static.embed(build.texts["train"])
+    unseen = emotion.train_fast(build.texts["train"], build.frequencies["train"], static, build.truth["train"], MODELS / "emotion", build.say)
     np.savez(build.work / "unseen.npz", **unseen)
+
+
+def step_full(build):
+    tuned = load_file(build.branches["emotion"])
+    logits = emotion.Shipped(MODELS / "emotion").ngram_logits(build.frequencies["dev"])
+    emotion.train_full(logits, build.dev_vectors["full"], tuned["head.weight"], tuned["head.bias"], build.truth["dev"], MODELS / "emotion")
+
+
+def step_vad(build):
+    files = {split: build.folder / f"emobank/{split}.jsonl" for split in ("train", "dev")}
+    rows = {split: rows_of(path) for split, path in files.items()}
+    inputs = {split: build.vad_inputs(rows[split], path) for split, path in files.items()}
+    rated = {split: vad.rated(rows[split]) for split in files}
+    heads = {tier: vad.fit(x, rated["train"], vad.PULL[tier]) for tier, x in inputs["train"].items()}
+    build.note("vad", {"n": len(rows["dev"])} | {tier: vad.figures(inputs["dev"][tier] @ w.T + b, rated["dev"]) for tier, (w, b) in heads.items()})
+    vad.write(heads, MODELS / "vad")
 
 
 def step_report(build):
     unseen = dict(np.load(build.work / "unseen.npz"))
     shipped = emotion.Shipped(MODELS / "emotion")
-    build.note("report", report.measure(build.texts, build.truth, build.frequencies, build.embeddings["dev"], unseen, shipped))
+    build.note("report", report.measure(build.texts, build.truth, build.frequencies, build.dev_vectors, unseen, shipped))
 
 
 def step_golden(build):
@@ -186,17 +230,18 @@ def step_cards(build):
     card.write(MODELS, "dialogue", data=["CLINC150 train", "Banking77 train", "HWU64 train", "STAR train", "BYU chit-chat", "Synthetic-Persona-Chat"],
                needs=["encoder", "static"], dev=build.noted("dialogue"))
     measured = build.noted("report")
-    card.write(MODELS, "emotion", data=["GoEmotions train"], needs=["encoder", "static"], dev=measured)
+    card.write(MODELS, "emotion", data=["GoEmotions train", "GoEmotions dev (fusion and thresholds of the full tier)"], needs=["encoder", "static"], dev=measured)
+    card.write(MODELS, "vad", data=["EmoBank train"], needs=["encoder", "static", "emotion"], dev=build.noted("vad"))
     report.write_table(MODELS / "emotion/README.md", measured)
 
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
-         (step_encoder, step_static, step_embed, step_emotion, step_report, step_golden, step_dialogue, step_cards)}
+         (step_static, step_branch, step_encoder, step_embed, step_emotion, step_full, step_vad, step_report, step_golden, step_dialogue, step_cards)}
 
 
 def main():
     parser = argparse.ArgumentParser(description="Build Undertone's model files.")
-    parser.add_argument("--data", required=True, help="folder that holds goemotions/train.jsonl and dev.jsonl")
+    parser.add_argument("--data", required=True, help="folder that holds goemotions/ and emobank/, each with train.jsonl and dev.jsonl")
     parser.add_argument("--work", default=MODELS.parent / ".cache/models", help="folder for downloads and intermediate results")
     parser.add_argument("steps", nargs="*", help=f"of {', '.join(STEPS)}; all by default")
     arguments = parser.parse_args()

@@ -33,6 +33,7 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
             embedding: Embedding { values: vec![1, 2, 3], scale: 0.5, dimension: 3 },
             language: Some("eng".to_owned()),
             language_confidence: Some(0.75),
+            feeling: None,
         }),
         emotion: Some(Emotion {
             provenance: provenance.clone(),

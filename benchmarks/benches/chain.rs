@@ -37,7 +37,8 @@ fn fold(chain: &Chain, turns: &mut [Turn]) {
 fn chain(criterion: &mut Criterion) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let library = root.join(".cache/onnxruntime/libonnxruntime.so");
-    let models = Models::open(&root.join("models"), &library, &Options { cores: 1 }).unwrap_or_else(|e| panic!("{e}"));
+    let models = Models::open(&root.join("models"), &library, &Options { cores: 1, ..Options::default() })
+        .unwrap_or_else(|e| panic!("{e}"));
     let codec = Arc::new(Codec::embedded());
     let new = || Chain::new(stages::all(&models), true, Arc::clone(&codec));
     let texts = texts::real(&root.join("models"), usize::MAX).expect("the golden file is in the repository");

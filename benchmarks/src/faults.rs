@@ -182,7 +182,11 @@ async fn faults(
     let evidence = read::evidence(&kafka, &history, &contexts, &codec, said).await.context("read what came out")?;
     tell("comparing with a fold of the log by a single thread");
     let findings = tokio::task::block_in_place(|| {
-        let models = Models::open(&undertone.models, &undertone.onnxruntime, &processors::Options { cores: 1 })?;
+        let models = Models::open(
+            &undertone.models,
+            &undertone.onnxruntime,
+            &processors::Options { cores: 1, ..processors::Options::default() },
+        )?;
         compare::compare(&evidence, &Chain::new(processors::stages::all(&models), true, Arc::clone(&codec)), &codec)
     })?;
     director.fleet.kill_broker_of_ours()?;

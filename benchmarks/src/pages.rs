@@ -434,6 +434,7 @@ fn turn(n: usize, position: i64) -> Turn {
             embedding: Embedding { values: bytes, scale: 0.003_921_569, dimension: 384 },
             language: Some("eng".to_owned()),
             language_confidence: Some(0.875),
+            feeling: None,
         }),
         emotion: Some(Emotion {
             provenance: provenance.clone(),

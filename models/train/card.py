@@ -14,9 +14,9 @@ HEAD = ["bias", *GRAMS, "threshold", "weight"]
 
 FAMILIES = {
     "encoder": {
-        "model": "all-MiniLM-L6-v2-int8", "version": "1", "licence": "Apache-2.0",
+        "model": "all-MiniLM-L6-v2-int8", "version": "2", "licence": "Apache-2.0",
         "files": {
-            "encoder.onnx": (["input_ids", "attention_mask", "token_type_ids"], ["embedding"]),
+            "encoder.onnx": (["input_ids", "attention_mask", "token_type_ids"], ["embedding", "emotion"]),
             "tokenizer.json": ([], []),
         },
     },
@@ -25,7 +25,7 @@ FAMILIES = {
         "files": {"static.safetensors": ([], ["embeddings", "scale"]), "tokenizer.json": ([], [])},
     },
     "emotion": {
-        "model": "undertone-emotion", "version": "1", "licence": "Apache-2.0",
+        "model": "undertone-emotion", "version": "2", "licence": "Apache-2.0",
         "files": {
             "ngram.safetensors": ([], ["bias", "idf", "weight", "weight_scale"]),
             "head.safetensors": ([], [f"{t}.{n}" for t in ("fast", "full") for n in ("bias", "ekman_threshold", "fusion", "threshold", "weight")]),
@@ -37,6 +37,10 @@ FAMILIES = {
             f"{name}.{file}": ([], tensors) for name in ("clinc150", "banking77", "hwu64")
             for file, tensors in (("json", []), ("centroid.safetensors", GRAMS), ("fast.safetensors", HEAD), ("full.safetensors", HEAD))
         },
+    },
+    "vad": {
+        "model": "undertone-vad", "version": "1", "licence": "CC-BY-SA-4.0",
+        "files": {"vad.safetensors": ([], ["fast.bias", "fast.weight", "full.bias", "full.weight"])},
     },
 }
 

@@ -1,5 +1,8 @@
 """all-MiniLM-L6-v2 as one ONNX graph in static int8, pooled and normalised inside, whose results do not depend on the batch.
 
+The lower three layers are the checkpoint's own and are shared; on them stand branches of three layers each, one output a
+branch, so that one call gives a text's general vector and what it feels like at one and a half times the price of one.
+
 The graph is written node by node from the checkpoint, so that nothing but numpy, onnx and ONNX Runtime is needed and every
 scale is a constant: dynamic quantisation takes one scale over the whole batch, and a text's result would depend on its
 neighbours. Weights take 7 of the 8 bits, so that sums of two products fit 16 bits on processors without VNNI and the
@@ -27,6 +30,8 @@ KEPT_IN_FLOAT = 16
 RANGE_PERCENTILE = 90.0
 WEIGHT_LIMIT = 64
 LINEARS = ("qkv", "o", "f1", "f2")
+SHARED = 3
+OUTPUTS = ("embedding", "emotion")
 
 
 class Graph:
@@ -53,21 +58,31 @@ class Graph:
         return model
 
 
-def checkpoint(folder):
-    """The layers' weights as [in, out] matrices, queries, keys and values side by side."""
+def layer_of(raw, i):
+    """One layer's weights as [in, out] matrices, queries, keys and values side by side."""
+    at = lambda name: raw[f"encoder.layer.{i}.{name}"].astype(np.float32)
+    names = {"o": "attention.output.dense", "f1": "intermediate.dense", "f2": "output.dense"}
+    layer = {k: (at(n + ".weight").T.copy(), at(n + ".bias")) for k, n in names.items()}
+    parts = [f"attention.self.{n}" for n in ("query", "key", "value")]
+    layer["qkv"] = (np.concatenate([at(p + ".weight").T for p in parts], 1), np.concatenate([at(p + ".bias") for p in parts]))
+    layer["norm1"] = at("attention.output.LayerNorm.weight"), at("attention.output.LayerNorm.bias")
+    layer["norm2"] = at("output.LayerNorm.weight"), at("output.LayerNorm.bias")
+    return layer
+
+
+def checkpoint(folder, branches=None):
+    """Tables, layers and epsilon. `branches` maps an output to a file with its upper layers; without one they are the
+    checkpoint's. Layers are [(name, name of what it reads, weights)], each branch's last one named as its output."""
     raw = load_file(str(Path(folder) / "model.safetensors"))
     config = json.loads((Path(folder) / "config.json").read_text())
     assert (config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]) == (LAYERS, HIDDEN, HEADS)
-    layers = []
-    for i in range(LAYERS):
-        at = lambda name, i=i: raw[f"encoder.layer.{i}.{name}"].astype(np.float32)
-        names = {"o": "attention.output.dense", "f1": "intermediate.dense", "f2": "output.dense"}
-        layer = {k: (at(n + ".weight").T.copy(), at(n + ".bias")) for k, n in names.items()}
-        parts = [f"attention.self.{n}" for n in ("query", "key", "value")]
-        layer["qkv"] = (np.concatenate([at(p + ".weight").T for p in parts], 1), np.concatenate([at(p + ".bias") for p in parts]))
-        layer["norm1"] = at("attention.output.LayerNorm.weight"), at("attention.output.LayerNorm.bias")
-        layer["norm2"] = at("output.LayerNorm.weight"), at("output.LayerNorm.bias")
-        layers.append(layer)
+    layers = [(f"layer.{i + 1}", f"layer.{i}", layer_of(raw, i)) for i in range(SHARED)]
+    for output in OUTPUTS:
+        upper = load_file(str(branches[output])) if branches and output in branches else raw
+        below = f"layer.{SHARED}"
+        for i in range(SHARED, LAYERS):
+            layers.append((f"{output}.{i + 1}", below, layer_of(upper, i)))
+            below = f"{output}.{i + 1}"
     tables = {k: raw[f"embeddings.{n}.weight"].astype(np.float32) for k, n in
               (("words", "word_embeddings"), ("positions", "position_embeddings"), ("types", "token_type_embeddings"))}
     tables["norm"] = raw["embeddings.LayerNorm.weight"].astype(np.float32), raw["embeddings.LayerNorm.bias"].astype(np.float32)
@@ -121,26 +136,25 @@ def linear(graph, name, x, weight, bias, plan):
 def build(tables, layers, epsilon, plans=None):
     """The whole graph; `plans` maps (layer, linear) to its quantisation, None gives float with every linear's input as an output."""
     graph = Graph()
-    x = embed_tokens(graph, tables, epsilon, plans is not None)
+    embed_tokens(graph, tables, epsilon, plans is not None)
     graph.node("Cast", ["attention_mask"], "mask.int", to=TensorProto.INT32)
     watched = []
-    for i, layer in enumerate(layers):
-        plan = (lambda k, i=i: plans[i, k]) if plans else (lambda k: None)
-        name = f"layer.{i}."
-        qkv = linear(graph, name + "qkv", x, *layer["qkv"], plan("qkv"))
-        parts = [name + p for p in ("q", "k", "v")]
-        graph.nodes.append(helper.make_node("Split", [qkv], parts, name=name + "split", axis=2))
-        attended = graph.node("MultiHeadAttention", [*parts, "", "mask.int"], name + "attended", domain="com.microsoft", num_heads=HEADS)
-        o = linear(graph, name + "o", attended, *layer["o"], plan("o"))
-        y = skip_norm(graph, name + "norm1", o, x, layer["norm1"], epsilon)
-        inner = graph.node("Gelu", [linear(graph, name + "f1", y, *layer["f1"], plan("f1"))], name + "gelu", domain="com.microsoft")
-        f2 = linear(graph, name + "f2", inner, *layer["f2"], plan("f2"))
-        watched += [(i, "qkv", x), (i, "o", attended), (i, "f1", y), (i, "f2", inner)]
-        x = skip_norm(graph, f"layer.{i + 1}", f2, y, layer["norm2"], epsilon)
-    pool(graph, x)
-    outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", HIDDEN])]
+    for name, below, layer in layers:
+        plan = (lambda k, name=name: plans[name, k]) if plans else (lambda k: None)
+        qkv = linear(graph, name + ".qkv", below, *layer["qkv"], plan("qkv"))
+        parts = [f"{name}.{p}" for p in ("q", "k", "v")]
+        graph.nodes.append(helper.make_node("Split", [qkv], parts, name=name + ".split", axis=2))
+        attended = graph.node("MultiHeadAttention", [*parts, "", "mask.int"], name + ".attended", domain="com.microsoft", num_heads=HEADS)
+        o = linear(graph, name + ".o", attended, *layer["o"], plan("o"))
+        y = skip_norm(graph, name + ".norm1", o, below, layer["norm1"], epsilon)
+        inner = graph.node("Gelu", [linear(graph, name + ".f1", y, *layer["f1"], plan("f1"))], name + ".gelu", domain="com.microsoft")
+        f2 = linear(graph, name + ".f2", inner, *layer["f2"], plan("f2"))
+        watched += [(name, "qkv", below), (name, "o", attended), (name, "f1", y), (name, "f2", inner)]
+        skip_norm(graph, name, f2, y, layer["norm2"], epsilon)
+    pool(graph)
+    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", HIDDEN]) for n in OUTPUTS]
     if plans is None:
-        outputs += [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for _, _, n in watched]
+        outputs += [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in dict.fromkeys(n for _, _, n in watched)]
     return graph.model(outputs), watched
 
 
@@ -149,18 +163,19 @@ def skip_norm(graph, name, x, skip, norm, epsilon):
     return graph.node("SkipLayerNormalization", [x, skip, gamma, beta], name, domain="com.microsoft", epsilon=epsilon)
 
 
-def pool(graph, x):
-    """Mean over the tokens under the mask, then length one."""
+def pool(graph):
+    """Of each branch the mean over the tokens under the mask, then length one."""
     graph.node("Cast", ["attention_mask"], "mask.float", to=TensorProto.FLOAT)
-    middle = graph.constant("middle", np.array([1], np.int64))
+    middle, tiny = graph.constant("middle", np.array([1], np.int64)), graph.constant("tiny", np.array([1e-12], np.float32))
     graph.node("Unsqueeze", ["mask.float", middle], "mask.row")
-    # A product with the mask instead of ReduceSum, which adds in another order for another batch.
-    graph.node("MatMul", ["mask.row", x], "sum.row")
-    graph.node("Squeeze", ["sum.row", middle], "sum")
-    graph.node("ReduceL2", ["sum"], "length", axes=[1], keepdims=1)
-    graph.node("Max", ["length", graph.constant("tiny", np.array([1e-12], np.float32))], "length.safe")
-    # The mean differs from the sum by a factor only, which normalising takes away.
-    return graph.node("Div", ["sum", "length.safe"], "embedding")
+    for output in OUTPUTS:
+        # A product with the mask instead of ReduceSum, which adds in another order for another batch.
+        graph.node("MatMul", ["mask.row", f"{output}.{LAYERS}"], f"{output}.sum_row")
+        graph.node("Squeeze", [f"{output}.sum_row", middle], f"{output}.sum")
+        graph.node("ReduceL2", [f"{output}.sum"], f"{output}.length", axes=[1], keepdims=1)
+        graph.node("Max", [f"{output}.length", tiny], f"{output}.length_safe")
+        # The mean differs from the sum by a factor only, which normalising takes away.
+        graph.node("Div", [f"{output}.sum", f"{output}.length_safe"], output)
 
 
 def session_of(model):
@@ -219,7 +234,7 @@ def smoothing(weight, largest):
 def quantise(layers, seen):
     """Smooths and reorders the layers in place, which leaves the float function as it was, and returns the plans."""
     plans = {}
-    for i, layer in enumerate(layers):
+    for i, _, layer in layers:
         inputs = {k: seen[i, k] for k in LINEARS}
         largest = {k: np.max([np.abs(x).max(0) for x in v], 0) for k, v in inputs.items()}
         # The output layer's divisor folds into the values' weights: nothing to compute when it runs.
@@ -245,40 +260,44 @@ def equal_in_batches(session, ids, sizes=(2, 3, 5, 8, 16, 64)):
     for x in ids:
         by_length.setdefault(x.shape[1], []).append(x)
     for same in by_length.values():
-        alone = np.concatenate([session.run(None, feeds(x))[0] for x in same])
+        alone = [np.concatenate(rows) for rows in zip(*(session.run(OUTPUTS, feeds(x)) for x in same))]
         for size in sizes:
             for start in range(0, len(same), size):
-                together = session.run(None, feeds(np.concatenate(same[start:start + size])))[0]
-                if not np.array_equal(alone[start:start + size], together):
+                together = session.run(OUTPUTS, feeds(np.concatenate(same[start:start + size])))
+                if not all(np.array_equal(a[start:start + size], t) for a, t in zip(alone, together)):
                     return False
     return True
 
 
-def export(folder, calibration_texts, check_texts, out):
+def export(folder, calibration_texts, check_texts, out, branches=None):
     """Writes the graph to `out` and returns what was measured on texts that it was not calibrated on."""
     tokenizer = tokenizer_of(folder)
-    tables, layers, epsilon = checkpoint(folder)
+    tables, layers, epsilon = checkpoint(folder, branches)
     reference, seen = observe(tables, layers, epsilon, encode_ids(tokenizer, calibration_texts))
     model, _ = build(tables, layers, epsilon, quantise(layers, seen))
     onnx.save(model, out)
     session = session_of(str(out))
     check = encode_ids(tokenizer, check_texts)
-    cosines = [float(session.run(None, feeds(x))[0][0] @ reference.run(["embedding"], feeds(x))[0][0]) for x in check]
-    return {"bytes": Path(out).stat().st_size, "cosine_median": float(np.median(cosines)), "cosine_p01": float(np.percentile(cosines, 1)),
-            "cosine_worst": min(cosines), "texts": len(check), "equal_in_batches": equal_in_batches(session, check)}
+    measured = {"bytes": Path(out).stat().st_size, "texts": len(check), "equal_in_batches": equal_in_batches(session, check)}
+    pairs = [(session.run(OUTPUTS, feeds(x)), reference.run(OUTPUTS, feeds(x))) for x in check]
+    for place, output in enumerate(OUTPUTS):
+        cosines = [float(a[place][0] @ b[place][0]) for a, b in pairs]
+        measured[output] = {"cosine_median": float(np.median(cosines)), "cosine_p01": float(np.percentile(cosines, 1)), "cosine_worst": min(cosines)}
+    return measured
 
 
 def embed(session, tokenizer, texts, batch=16, progress=None):
-    """Embeddings [texts, 384] of the exported graph, in batches of equal length."""
+    """{output: [texts, 384]} of the exported graph, in batches of equal length."""
     ids = encode_ids(tokenizer, texts)
     order = sorted(range(len(ids)), key=lambda i: ids[i].shape[1])
-    out, start = np.zeros((len(ids), HIDDEN), np.float32), 0
+    out, start = {name: np.zeros((len(ids), HIDDEN), np.float32) for name in OUTPUTS}, 0
     while start < len(order):
         length, end = ids[order[start]].shape[1], start + 1
         while end < len(order) and end - start < batch and ids[order[end]].shape[1] == length:
             end += 1
         chosen = order[start:end]
-        out[chosen] = session.run(["embedding"], feeds(np.concatenate([ids[i] for i in chosen])))[0]
+        for name, rows in zip(OUTPUTS, session.run(OUTPUTS, feeds(np.concatenate([ids[i] for i in chosen])))):
+            out[name][chosen] = rows
         start = end
         if progress:
             progress(start, len(order))

@@ -47,10 +47,12 @@ def chosen(texts):
 def write(texts, out, session, tokenizer, static, shipped, counter):
     texts = chosen(texts)
     frequencies = counter.matrix(texts)
-    raw = {"full": np.concatenate([encoder.embed(session, tokenizer, [t]) for t in texts]), "fast": static.embed(texts)}
+    encoded = [encoder.embed(session, tokenizer, [t]) for t in texts]
+    embedding, feeling = (np.concatenate([e[name] for e in encoded]) for name in encoder.OUTPUTS)
+    vectors = {"full": feeling, "fast": emotion.read(static.embed(texts))}
     logits = shipped.ngram_logits(frequencies)
-    p = {tier: shipped.probabilities(tier, logits, e) for tier, e in raw.items()}
-    steps, scales = emotion.travelled(raw["full"])
+    p = {tier: shipped.probabilities(tier, logits, v) for tier, v in vectors.items()}
+    steps, scales = emotion.travelled(embedding)
     weighed = emotion.ngram.weigh(frequencies, shipped.idf)
     rounded = lambda values, digits=6: [round(float(v), digits) for v in values]
     with open(out, "w") as file:
@@ -61,7 +63,7 @@ def write(texts, out, session, tokenizer, static, shipped, counter):
                 row["ngram"] = {"features": sum(counts.values()), "buckets": len(counts), "checksum": checksum(counts),
                                 "first": [[int(b), round(float(v), 6)] for b, v in zip(x.indices[:5], x.data[:5])]}
                 row["ngram_logits"] = rounded(logits[i], 5)
-                row["static"] = rounded(raw["fast"][i][:8])
+                row["static"] = rounded(static.embed([text])[0][:8])
                 row["embedding"] = {"scale": float(scales[i]), "first": [int(v) for v in steps[i][:8]]}
             file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
     return len(texts)

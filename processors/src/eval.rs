@@ -10,6 +10,7 @@ mod emotion;
 mod figures;
 mod intent;
 mod transfer;
+mod vad;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,7 +26,8 @@ use crate::model::Models;
 use crate::stage::Failure;
 
 /// All tasks, as they are listed to people.
-pub const TASKS: &[&dyn Task] = &[&emotion::EmotionTask, &transfer::TransferTask, &intent::IntentTask, &acts::ActsTask];
+pub const TASKS: &[&dyn Task] =
+    &[&emotion::EmotionTask, &transfer::TransferTask, &vad::VadTask, &intent::IntentTask, &acts::ActsTask];
 
 /// One thing that models are asked to tell, and how well they do.
 pub trait Task: Sync {

@@ -16,6 +16,7 @@ pub mod ngram;
 pub mod runtime;
 pub mod sets;
 pub mod tensors;
+pub mod vad;
 pub mod wordpiece;
 
 use std::path::Path;
@@ -32,18 +33,22 @@ use encoder::Encoder;
 use expression::Expression;
 use runtime::Runtime;
 use sets::Dialogue;
+use vad::Vad;
 
 /// How models run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Cores that models may use at once, at least 1: as many single-threaded sessions are made.
     pub cores: usize,
+    /// Whether valence, arousal and dominance have a model of their own, whose weights stand under a share-alike licence;
+    /// without it they come from the 28 emotions.
+    pub vad: bool,
 }
 
 impl Default for Options {
     /// As many cores as the process may use: the standard library reads affinity and cgroup quotas.
     fn default() -> Options {
-        Options { cores: thread::available_parallelism().map_or(1, usize::from) }
+        Options { cores: thread::available_parallelism().map_or(1, usize::from), vad: true }
     }
 }
 
@@ -54,11 +59,13 @@ pub struct Models {
     words: WordVectors,
     expression: Expression,
     dialogue: Dialogue,
+    vad: Option<Vad>,
     cores: Cores,
 }
 
 impl Models {
-    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `dialogue`) and loads the ONNX Runtime library at
+    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `dialogue`, and `vad` if it is wanted) and
+    /// loads the ONNX Runtime library at
     /// `onnxruntime`. The library is loaded once a process; another pipeline may open its own models on the same one.
     ///
     /// # Errors
@@ -67,16 +74,18 @@ impl Models {
     pub fn open(dir: &Path, onnxruntime: &Path, options: &Options) -> Result<Arc<Models>, Failure> {
         let cores = Cores::new(options.cores);
         // The families do not depend on each other; reading and checking them at once halves the start.
-        let (encoder, words, expression, dialogue) = thread::scope(|scope| {
+        let (encoder, words, expression, dialogue, vad) = thread::scope(|scope| {
             let words = scope.spawn(|| WordVectors::open(&Family::open(dir, "static")?));
             let expression = scope.spawn(|| Expression::open(&Family::open(dir, "emotion")?));
             let dialogue = scope.spawn(|| Dialogue::open(Family::open(dir, "dialogue")?));
+            let vad = scope.spawn(|| options.vad.then(|| Vad::open(&Family::open(dir, "vad")?)).transpose());
             let encoder = Runtime::load(onnxruntime)
                 .and_then(|runtime| Encoder::open(&Family::open(dir, "encoder")?, runtime, options.cores));
-            (encoder, cores::joined(words.join()), cores::joined(expression.join()), cores::joined(dialogue.join()))
+            let (words, expression) = (cores::joined(words.join()), cores::joined(expression.join()));
+            (encoder, words, expression, cores::joined(dialogue.join()), cores::joined(vad.join()))
         });
         let (encoder, words, expression) = (encoder?, words?, expression?);
-        Ok(Arc::new(Models { encoder, words, expression, dialogue: dialogue?, cores }))
+        Ok(Arc::new(Models { encoder, words, expression, dialogue: dialogue?, vad: vad?, cores }))
     }
 
     /// The transformer of the full tier.
@@ -97,6 +106,11 @@ impl Models {
     /// What words are meant to do.
     pub fn dialogue(&self) -> &Dialogue {
         &self.dialogue
+    }
+
+    /// Valence, arousal and dominance, where they have a model of their own.
+    pub fn vad(&self) -> Option<&Vad> {
+        self.vad.as_ref()
     }
 
     /// The cores that models may use.

@@ -16,7 +16,8 @@ use crate::stage::AnyStage;
 
 pub use dialogue::{Dialogues, OPEN_QUESTIONS_MAX, SLOTS_MAX};
 pub use emotion::{
-    Emotions, HALF_LIFE_MS, HALF_LIFE_TURNS, RECENT_HALF_LIFE_MS, RECENT_HALF_LIFE_TURNS, intensity, valence,
+    Emotions, HALF_LIFE_MS, HALF_LIFE_TURNS, RECENT_HALF_LIFE_MS, RECENT_HALF_LIFE_TURNS, from_emotions, intensity,
+    valence,
 };
 pub use encode::{Encode, RECENT_MAX, SPACES_MAX};
 

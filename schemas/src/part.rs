@@ -1,5 +1,7 @@
 //! What stages add to a turn. Every part carries its provenance.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 /// Which models serve a turn; recorded in every part's provenance. A string on the wire, because the set may grow.
@@ -62,6 +64,10 @@ pub struct Encoding {
     pub language: Option<String>,
     /// Probability of that language, 0 to 1.
     pub language_confidence: Option<f32>,
+    /// What else the encoder of the full tier said in the same call, for stage `emotion` alone. It never travels: where the
+    /// chain is cut in between, the stage asks the encoder again, which says the same.
+    #[serde(skip)]
+    pub feeling: Option<Arc<[f32]>>,
 }
 
 /// A unit vector, quantised to one byte a component: component = byte (as i8) × scale.

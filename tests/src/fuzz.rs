@@ -205,7 +205,7 @@ fn chains() -> &'static Chains {
     CHAINS.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let library = root.join(".cache/onnxruntime/libonnxruntime.so");
-        let models = Models::open(&root.join("models"), &library, &Options { cores: 1 });
+        let models = Models::open(&root.join("models"), &library, &Options { cores: 1, ..Options::default() });
         let models = models.unwrap_or_else(|error| panic!("{error}"));
         let codec = Arc::new(Codec::embedded());
         let whole = Chain::new(stages::all(&models), true, codec.clone());

@@ -294,6 +294,15 @@ pub struct Models {
     pub dir: PathBuf,
     /// The ONNX Runtime library; empty: look for it.
     pub onnxruntime: PathBuf,
+    /// Whether valence, arousal and dominance have a model of their own.
+    pub vad: bool,
+}
+
+impl Models {
+    /// How models run.
+    pub fn options(&self) -> processors::Options {
+        processors::Options { vad: self.vad, ..processors::Options::default() }
+    }
 }
 
 /// `[shutdown]`.

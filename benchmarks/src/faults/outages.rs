@@ -209,7 +209,11 @@ async fn outages(
     let codec = Arc::new(Codec::embedded());
     let evidence = read::evidence(&kafka, &history, &contexts, &codec, said).await.context("read what came out")?;
     let findings = tokio::task::block_in_place(|| {
-        let models = Models::open(&undertone.models, &undertone.onnxruntime, &processors::Options { cores: 1 })?;
+        let models = Models::open(
+            &undertone.models,
+            &undertone.onnxruntime,
+            &processors::Options { cores: 1, ..processors::Options::default() },
+        )?;
         compare::compare(&evidence, &Chain::new(processors::stages::all(&models), true, Arc::clone(&codec)), &codec)
     })?;
     keyspace.remove().await.context("remove the keyspace")?;

@@ -153,7 +153,11 @@ async fn scale(
     tell("comparing with a fold of the log by a single thread");
     let codec = Arc::new(Codec::embedded());
     let findings = tokio::task::block_in_place(|| {
-        let models = Models::open(&undertone.models, &undertone.onnxruntime, &processors::Options { cores: 1 })?;
+        let models = Models::open(
+            &undertone.models,
+            &undertone.onnxruntime,
+            &processors::Options { cores: 1, ..processors::Options::default() },
+        )?;
         compare::compare(&evidence, &Chain::new(processors::stages::all(&models), true, Arc::clone(&codec)), &codec)
     })?;
     stage.crew.kill_broker();

@@ -52,7 +52,7 @@ pub(super) fn share(given: &Given<'_>, report: &mut Report) -> anyhow::Result<()
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     for _ in 0..given.runs {
         let begun = Instant::now();
-        models.encoder().embed(&texts, models.cores())?;
+        models.encoder().encode(&texts, models.cores())?;
         let alone = texts.len() as f64 / begun.elapsed().as_secs_f64();
         let piped = rate(given, &mut site, Tier::Full, Delivery::ExactlyOnce, texts.len())?;
         progress(&format!("full tier: {piped:.0} turns a second, bare encoder {alone:.0}"));

@@ -23,7 +23,11 @@ pub(super) fn fast(given: &Given<'_>, report: &mut Report) -> anyhow::Result<()>
     let texts = texts(&given.undertone.models, TEXTS)?;
     let mut rates = Vec::new();
     for _ in 0..given.runs {
-        let models = Models::open(&given.undertone.models, &given.undertone.onnxruntime, &Options { cores: 1 })?;
+        let models = Models::open(
+            &given.undertone.models,
+            &given.undertone.onnxruntime,
+            &Options { cores: 1, ..Options::default() },
+        )?;
         let chain = Chain::new(stages::all(&models), true, Arc::new(Codec::embedded()));
         let said = |(n, text): (usize, &String)| Turn {
             tier: Some(Tier::Fast),

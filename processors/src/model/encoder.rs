@@ -1,9 +1,11 @@
-//! The encoder of the full tier: WordPiece tokens through a static int8 transformer.
+//! The encoder of the full tier: WordPiece tokens through a static int8 transformer, whose lower layers serve two branches:
+//! a general vector, and what the text feels like.
 //!
 //! Promises: a text's embedding does not depend on its neighbours, bit for bit: the graph's scales are constants, and
 //! only texts of equal token length share a call, so that there is no padding. Leaves out: caching, which the stage does.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::thread;
 
 use ort::session::Session;
@@ -16,7 +18,7 @@ use super::runtime::{Runtime, Sessions};
 use super::wordpiece::WordPiece;
 use crate::stage::Failure;
 
-/// Components of an embedding.
+/// Components of an embedding, and of what a text feels like.
 pub const DIMENSION: usize = 384;
 /// Tokens that are read of a text, the two special ones included.
 pub const TOKENS_MAX: usize = 128;
@@ -25,9 +27,19 @@ pub const BATCH_TEXTS_MAX: usize = 8;
 
 const GRAPH: &str = "encoder.onnx";
 const TOKENIZER: &str = "tokenizer.json";
-const OUTPUT: &str = "embedding";
+const EMBEDDING: &str = "embedding";
+const FEELING: &str = "emotion";
 /// Texts that a core tokenises at a time: a text takes about as long as the start of a thread.
 const TOKENISE_GRAIN: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
+
+/// What the encoder says of a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// The text's place in the general space, as it travels.
+    pub embedding: Embedding,
+    /// A vector of length one for the emotion model.
+    pub feeling: Arc<[f32]>,
+}
 
 /// The encoder.
 #[derive(Debug)]
@@ -63,22 +75,22 @@ impl Encoder {
         self.tokenizer.tokens_between_ends(text, TOKENS_MAX).into_iter().map(i64::from).collect()
     }
 
-    /// Embeddings of texts, in their order: a lone text at once, many in batches of equal length spread over the cores.
+    /// What it says of texts, in their order: a lone text at once, many in batches of equal length spread over the cores.
     ///
     /// # Errors
-    /// [`Failure::Run`]: the runtime failed, or returned something that is not an embedding.
-    pub fn embed(&self, texts: &[&str], cores: &Cores) -> Result<Vec<Embedding>, Failure> {
+    /// [`Failure::Run`]: the runtime failed, or returned something that is no vector.
+    pub fn encode(&self, texts: &[&str], cores: &Cores) -> Result<Vec<Encoded>, Failure> {
         let tokens = cores.map(texts, TOKENISE_GRAIN, |text| self.tokens(text));
         let batches = batches(&tokens);
         let results =
             cores.map(&batches, NonZeroUsize::MIN, |batch| self.sessions.with(|session| run(session, &tokens, batch)));
-        let mut embeddings: Vec<Option<Embedding>> = texts.iter().map(|_| None).collect();
+        let mut encoded: Vec<Option<Encoded>> = texts.iter().map(|_| None).collect();
         for (batch, result) in batches.iter().zip(results) {
-            for (text, embedding) in batch.iter().zip(result?) {
-                embeddings[*text] = Some(embedding);
+            for (text, said) in batch.iter().zip(result?) {
+                encoded[*text] = Some(said);
             }
         }
-        Ok(embeddings.into_iter().map(|e| e.expect("every text is in one batch")).collect())
+        Ok(encoded.into_iter().map(|e| e.expect("every text is in one batch")).collect())
     }
 }
 
@@ -92,7 +104,7 @@ fn batches(tokens: &[Vec<i64>]) -> Vec<Vec<usize>> {
 }
 
 /// One call of the graph on texts of equal length.
-fn run(session: &mut Session, tokens: &[Vec<i64>], batch: &[usize]) -> Result<Vec<Embedding>, Failure> {
+fn run(session: &mut Session, tokens: &[Vec<i64>], batch: &[usize]) -> Result<Vec<Encoded>, Failure> {
     let length = tokens[batch[0]].len();
     debug_assert!(batch.iter().all(|text| tokens[*text].len() == length), "a batch holds one length");
     let ids: Vec<i64> = batch.iter().flat_map(|text| &tokens[*text]).copied().collect();
@@ -105,12 +117,17 @@ fn run(session: &mut Session, tokens: &[Vec<i64>], batch: &[usize]) -> Result<Ve
         "token_type_ids" => tensor(zeros.as_slice()).map_err(|e| failure(&e))?,
     ];
     let outputs = session.run(inputs).map_err(|e| failure(&e))?;
-    let output = outputs.get(OUTPUT).ok_or_else(|| failure(&"the graph has no output named embedding"))?;
-    let (found, values) = output.try_extract_tensor::<f32>().map_err(|e| failure(&e))?;
-    if **found != [batch.len() as i64, DIMENSION as i64] || !values.iter().all(|v| v.is_finite()) {
-        return Err(failure(&format!("expected {} finite vectors of {DIMENSION}, got shape {found:?}", batch.len())));
-    }
-    Ok(values.chunks_exact(DIMENSION).map(Embedding::quantise).collect())
+    let vectors = |name: &str| {
+        let output = outputs.get(name).ok_or_else(|| failure(&format!("the graph has no output named {name}")))?;
+        let (found, values) = output.try_extract_tensor::<f32>().map_err(|e| failure(&e))?;
+        if **found != [batch.len() as i64, DIMENSION as i64] || !values.iter().all(|v| v.is_finite()) {
+            let wanted = batch.len();
+            return Err(failure(&format!("{name}: expected {wanted} finite vectors of {DIMENSION}, got {found:?}")));
+        }
+        Ok(values.chunks_exact(DIMENSION))
+    };
+    let pairs = vectors(EMBEDDING)?.zip(vectors(FEELING)?);
+    Ok(pairs.map(|(e, feeling)| Encoded { embedding: Embedding::quantise(e), feeling: feeling.into() }).collect())
 }
 
 fn failure(problem: &dyn std::fmt::Display) -> Failure {

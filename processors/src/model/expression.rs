@@ -1,9 +1,9 @@
-//! What words express: the emotion model of `models/emotion`, an n-gram model and a linear head on the embedding, fused.
+//! What words express: the emotion model of `models/emotion`, an n-gram model and a linear head on the text's vector, fused.
 //!
 //! Promises: exactly `models/emotion/FORMAT.md`; sums run in a fixed order, so that results are equal bit for bit. Leaves
 //! out: training, and what to do with a text that says nothing.
 
-use schemas::{Ekman, Embedding, GoEmotions, Provenance, Tier};
+use schemas::{Ekman, GoEmotions, Provenance, Tier};
 
 use super::card::Family;
 use super::ngram::{BUCKETS, Normalised, sort};
@@ -40,7 +40,7 @@ pub struct Expression {
 /// What a tier adds to the n-gram model, and where its labels begin.
 #[derive(Debug)]
 pub struct Head {
-    /// For each component of the embedding, the weights of all labels: a label is a lane.
+    /// For each component of the vector, the weights of all labels: a label is a lane.
     weight: Vec<[f32; LABELS]>,
     bias: [f32; LABELS],
     /// Weight of the n-gram logit, of the head's logit, and a bias, a label.
@@ -99,12 +99,12 @@ impl Expression {
         std::array::from_fn(|label| self.bias[label] + sum[label] * scale * self.weight_scale[label])
     }
 
-    /// Probabilities from the n-gram logits and the embedding of the same text in the same tier; `None` if the embedding
-    /// does not have the tier's dimension.
-    pub fn probabilities(&self, tier: Tier, ngram: &[f32; LABELS], embedding: &Embedding) -> Option<GoEmotions> {
+    /// Probabilities from the n-gram logits and the vector of the same text in the same tier: what the encoder says that it
+    /// feels like, or the static embedding as it travels. `None` if the vector does not have the tier's dimension.
+    pub fn probabilities(&self, tier: Tier, ngram: &[f32; LABELS], vector: &[f32]) -> Option<GoEmotions> {
         let head = self.head(tier);
-        (embedding.values.len() == head.weight.len()).then(|| {
-            let logits = head.logits(embedding);
+        (vector.len() == head.weight.len()).then(|| {
+            let logits = head.logits(vector);
             GoEmotions::from_array(std::array::from_fn(|label| {
                 let fusion = &head.fusion[label * 3..label * 3 + 3];
                 sigmoid(fusion[0] * ngram[label] + fusion[1] * logits[label] + fusion[2])
@@ -195,14 +195,13 @@ wide! {
     }
 
     /// For each label the sum of its weights times the components.
-    fn dots(weight: &[[f32; LABELS]], steps: &[u8], scale: f32) -> [f32; LABELS] {
+    fn dots(weight: &[[f32; LABELS]], vector: &[f32]) -> [f32; LABELS] {
         // A sum of floats begins with -0.0, which leaves every first summand as it is.
         let mut sum = [-0.0f32; LABELS];
-        for (weight, step) in weight.iter().zip(steps) {
-            let x = f32::from(*step as i8) * scale;
+        for (weight, x) in weight.iter().zip(vector) {
             let mut label = 0;
             while label < LABELS {
-                sum[label] += weight[label] * x;
+                sum[label] += weight[label] * *x;
                 label += 1;
             }
         }
@@ -223,8 +222,8 @@ impl Head {
         })
     }
 
-    fn logits(&self, embedding: &Embedding) -> [f32; LABELS] {
-        let dots = dots(&self.weight, &embedding.values, embedding.scale);
+    fn logits(&self, vector: &[f32]) -> [f32; LABELS] {
+        let dots = dots(&self.weight, vector);
         std::array::from_fn(|label| self.bias[label] + dots[label])
     }
 }

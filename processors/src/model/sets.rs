@@ -248,7 +248,8 @@ fn learnt_from(models: &Models, name: String, hash: String, examples: &Examples)
     let labels: Vec<String> = examples.keys().cloned().collect();
     let texts: Vec<&str> = examples.values().flatten().map(String::as_str).collect();
     let truth: Vec<usize> = examples.values().enumerate().flat_map(|(l, e)| e.iter().map(move |_| l)).collect();
-    let full = models.encoder().embed(&texts, models.cores()).map_err(Learning::Model)?;
+    let full = models.encoder().encode(&texts, models.cores()).map_err(Learning::Model)?;
+    let full: Vec<Embedding> = full.into_iter().map(|said| said.embedding).collect();
     let fast: Vec<Embedding> = texts.iter().map(|text| models.words().embed(text)).collect();
     let buckets: Vec<Vec<(u32, u32)>> = texts.iter().map(|text| Normalised::of(text).buckets()).collect();
     let learn = |embeddings: &[Embedding]| {

@@ -1,10 +1,11 @@
 //! Stage `emotion`: what the words express, and the mood of the conversation.
 //!
-//! Promises: 28 calibrated probabilities from n-grams and the turn's embedding *as it travels*, so that every cut of the
-//! chain gives the same part; the mood is a few decayed sums, deterministic, whatever the times say. A turn that has no
+//! Promises: 28 calibrated probabilities from n-grams and a vector: in the fast tier the turn's embedding *as it travels*, in
+//! the full tier what stage `encode` left beside it in the same process, or where the chain is cut in between the same from
+//! the encoder again, so that every cut gives the same part; the mood is a few decayed sums, deterministic, whatever the times say. A turn that has no
 //! encoding, or one of an encoder that the head was not trained on, is skipped: the fusion is fitted on both halves, and
-//! half a model would look as sure as a whole one. Leaves out: arousal and dominance, until a model of them ships in a
-//! file of its own (the data is share-alike).
+//! half a model would look as sure as a whole one. Valence, arousal and dominance come from a model of their own, or from
+//! the 28 where it is left out ([`from_emotions`]). Leaves out: how the models are trained.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use schemas::{Ekman, Emotion, Encoding, GoEmotions, Mood, Tier, Turn};
 use super::memo::Memo;
 use super::{note, reason};
 use crate::model::Models;
-use crate::model::expression::{Expression, LABELS};
+use crate::model::expression::LABELS;
 use crate::model::ngram::Normalised;
 use crate::stage::{Failure, Stage};
 
@@ -108,14 +109,56 @@ impl Emotions {
         Emotions { models, ngram: Memo::new(size_of::<[f32; LABELS]>()) }
     }
 
-    /// The probabilities of a turn's text, or why there are none.
-    fn probabilities(&self, ngram: &[f32; LABELS], encoding: &Encoding) -> Result<GoEmotions, &'static str> {
-        let tier = encoding.provenance.tier;
-        if encoding.provenance != self.models.embedder(tier) {
-            return Err(reason::OTHER_ENCODER);
+    /// The vectors that the model of a turn's tier reads, taken out of the turns; none where the turn has no encoding, or
+    /// one of another encoder.
+    fn vectors(&self, turns: &mut [Turn]) -> Result<Vec<Option<Arc<[f32]>>>, Failure> {
+        let mut vectors: Vec<Option<Arc<[f32]>>> = turns
+            .iter_mut()
+            .map(|turn| {
+                let encoding = turn.encoding.as_mut()?;
+                let feeling = encoding.feeling.take();
+                match encoding.provenance.tier {
+                    Tier::Full => feeling,
+                    Tier::Fast => Some(encoding.embedding.components().collect()),
+                }
+            })
+            .collect();
+        let ours =
+            |turn: &Turn| turn.encoding.as_ref().is_some_and(|e| e.provenance == self.models.embedder(Tier::Full));
+        let absent: Vec<usize> = (0..turns.len()).filter(|i| vectors[*i].is_none() && ours(&turns[*i])).collect();
+        let texts: Vec<&str> = absent.iter().map(|i| turns[*i].text.as_str()).collect();
+        let encoded = self.models.encoder().encode(&texts, self.models.cores())?;
+        for (place, encoded) in absent.into_iter().zip(encoded) {
+            vectors[place] = Some(encoded.feeling);
         }
-        let probabilities = self.models.expression().probabilities(tier, ngram, &encoding.embedding);
-        probabilities.ok_or(reason::OTHER_ENCODER)
+        Ok(vectors)
+    }
+
+    /// The part of a turn, or why there is none.
+    fn part(
+        &self,
+        ngram: &[f32; LABELS],
+        encoding: &Encoding,
+        vector: Option<&[f32]>,
+    ) -> Result<Emotion, &'static str> {
+        let tier = encoding.provenance.tier;
+        let vector =
+            vector.filter(|_| encoding.provenance == self.models.embedder(tier)).ok_or(reason::OTHER_ENCODER)?;
+        let expression = self.models.expression();
+        let probabilities = expression.probabilities(tier, ngram, vector).ok_or(reason::OTHER_ENCODER)?;
+        let own = self.models.vad().map(|vad| vad.of(tier, &encoding.embedding, vector, &probabilities));
+        let [valence, arousal, dominance] = own.unwrap_or_else(|| from_emotions(&probabilities));
+        Ok(Emotion {
+            provenance: expression.provenance(tier),
+            probabilities,
+            ekman: probabilities.ekman(),
+            labels: labels(&probabilities, &expression.head(tier).threshold),
+            valence,
+            arousal: Some(arousal),
+            dominance: Some(dominance),
+            intensity: intensity(&probabilities),
+            mood: None,
+        })
     }
 }
 
@@ -127,6 +170,7 @@ impl Stage for Emotions {
     }
 
     fn infer(&self, turns: &mut [Turn]) -> Result<(), Failure> {
+        let vectors = self.vectors(turns)?;
         let expression = self.models.expression();
         let texts: Vec<&str> = turns.iter().filter(|t| t.encoding.is_some()).map(|t| t.text.as_str()).collect();
         let logits = self.ngram.values(&texts, |missing| {
@@ -134,13 +178,13 @@ impl Stage for Emotions {
             Ok::<_, Failure>(self.models.cores().map(missing, GRAIN, logits))
         })?;
         let mut logits = logits.iter();
-        for turn in turns {
+        for (turn, vector) in turns.iter_mut().zip(&vectors) {
             let result = match &turn.encoding {
                 None if turn.skipped.iter().any(|s| s.reason == reason::EMPTY_TEXT) => Err(reason::EMPTY_TEXT),
                 None => Err(reason::NO_ENCODING),
                 Some(encoding) => {
                     let logits = logits.next().expect("every encoded turn has logits");
-                    self.probabilities(logits, encoding).map(|p| part(expression, encoding.provenance.tier, p))
+                    self.part(logits, encoding, vector.as_deref())
                 }
             };
             note(turn, NAME, result.as_ref().err().copied());
@@ -164,20 +208,6 @@ impl Stage for Emotions {
     }
 }
 
-fn part(expression: &Expression, tier: Tier, probabilities: GoEmotions) -> Emotion {
-    Emotion {
-        provenance: expression.provenance(tier),
-        probabilities,
-        ekman: probabilities.ekman(),
-        labels: labels(&probabilities, &expression.head(tier).threshold),
-        valence: valence(&probabilities),
-        arousal: None,
-        dominance: None,
-        intensity: intensity(&probabilities),
-        mood: None,
-    }
-}
-
 /// Labels at or above their thresholds, the most probable first; `neutral` if there is none.
 fn labels(probabilities: &GoEmotions, threshold: &[f32; LABELS]) -> Vec<String> {
     let p = probabilities.to_array();
@@ -189,11 +219,56 @@ fn labels(probabilities: &GoEmotions, threshold: &[f32; LABELS]) -> Vec<String> 
     present.into_iter().map(|label| GoEmotions::LABELS[label].to_owned()).collect()
 }
 
-/// Valence of a text, −1 (unpleasant) to 1 (pleasant): the probability of any positive emotion less that of any negative
+/// Valence of a text by its emotions, −1 (unpleasant) to 1 (pleasant): the probability of any positive emotion less that of any negative
 /// one, each 1 − Π(1 − p) over the group that GoEmotions' authors give. Neutral and ambiguous emotions pull towards 0 by
 /// taking part in neither.
 pub fn valence(probabilities: &GoEmotions) -> f32 {
     any(probabilities, &POSITIVE) - any(probabilities, &NEGATIVE)
+}
+
+/// Arousal and dominance of each emotion, −1 to 1, in the order of [`GoEmotions::LABELS`]. Set by hand after the
+/// circumplex (Russell 1980): anger, fear, excitement and surprise rouse, sadness, relief and remorse do not; anger, pride
+/// and admiration of oneself are strong, fear, grief and embarrassment are weak. Nothing was fitted.
+const AROUSAL_DOMINANCE: [[f32; 2]; LABELS] = [
+    [0.2, 0.1],   // admiration
+    [0.4, 0.2],   // amusement
+    [0.8, 0.3],   // anger
+    [0.4, 0.1],   // annoyance
+    [0.0, 0.2],   // approval
+    [0.0, 0.2],   // caring
+    [0.1, -0.3],  // confusion
+    [0.2, 0.0],   // curiosity
+    [0.4, 0.1],   // desire
+    [-0.1, -0.3], // disappointment
+    [0.2, 0.1],   // disapproval
+    [0.4, 0.0],   // disgust
+    [0.2, -0.5],  // embarrassment
+    [0.9, 0.3],   // excitement
+    [0.8, -0.5],  // fear
+    [0.2, 0.1],   // gratitude
+    [-0.1, -0.6], // grief
+    [0.5, 0.3],   // joy
+    [0.4, 0.2],   // love
+    [0.5, -0.5],  // nervousness
+    [0.2, 0.3],   // optimism
+    [0.5, 0.6],   // pride
+    [0.1, 0.0],   // realization
+    [-0.3, 0.1],  // relief
+    [0.0, -0.4],  // remorse
+    [-0.3, -0.5], // sadness
+    [0.7, -0.1],  // surprise
+    [-0.2, 0.0],  // neutral
+];
+
+/// Valence, arousal and dominance, −1 to 1, from the probabilities alone: [`valence`], and the means of a fixed table.
+pub fn from_emotions(probabilities: &GoEmotions) -> [f32; 3] {
+    let mut sums = [0.0; 2];
+    for (p, weights) in probabilities.to_array().iter().zip(AROUSAL_DOMINANCE) {
+        for (sum, weight) in sums.iter_mut().zip(weights) {
+            *sum += p * weight;
+        }
+    }
+    [valence(probabilities), sums[0].clamp(-1.0, 1.0), sums[1].clamp(-1.0, 1.0)]
 }
 
 /// How emotional a text is, 0 to 1: the probability of any emotion, 1 − Π(1 − p) over the 27, times the probability that

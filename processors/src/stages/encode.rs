@@ -25,8 +25,8 @@ pub const SPACES_MAX: usize = 2;
 const NAME: &str = "encode";
 /// Texts that a core of the fast tier embeds at a time, so that starting a thread is worth it.
 const FAST_GRAIN: NonZeroUsize = NonZeroUsize::new(16).expect("it is not zero");
-/// Size of a remembered value, in bytes: the vector, its owner, and the language.
-const VALUE_BYTES: usize = 512;
+/// Size of a remembered value, in bytes: the vector, its owner, and the language; in the full tier a second vector.
+const VALUE_BYTES: [usize; 2] = [2048, 512];
 
 /// The stage.
 #[derive(Debug)]
@@ -36,12 +36,13 @@ pub struct Encode {
     fast: Memo<Value>,
 }
 
-type Value = (Embedding, Option<Detected>);
+type Value = (Embedding, Option<Arc<[f32]>>, Option<Detected>);
 
 impl Encode {
     /// The stage on loaded models.
     pub fn new(models: Arc<Models>) -> Encode {
-        Encode { models, full: Memo::new(VALUE_BYTES), fast: Memo::new(VALUE_BYTES) }
+        let [full, fast] = VALUE_BYTES.map(Memo::new);
+        Encode { models, full, fast }
     }
 
     fn values(&self, tier: Tier, texts: &[&str]) -> Result<Vec<Value>, Failure> {
@@ -52,13 +53,13 @@ impl Encode {
     }
 
     fn full_values(&self, texts: &[&str]) -> Result<Vec<Value>, Failure> {
-        let embeddings = self.models.encoder().embed(texts, self.models.cores())?;
+        let encoded = self.models.encoder().encode(texts, self.models.cores())?;
         let languages = self.models.cores().map(texts, FAST_GRAIN, |text| language::detect(text));
-        Ok(embeddings.into_iter().zip(languages).collect())
+        Ok(encoded.into_iter().zip(languages).map(|(said, l)| (said.embedding, Some(said.feeling), l)).collect())
     }
 
     fn fast_values(&self, texts: &[&str]) -> Result<Vec<Value>, Failure> {
-        let value = |text: &&str| (self.models.words().embed(text), language::detect(text));
+        let value = |text: &&str| (self.models.words().embed(text), None, language::detect(text));
         Ok(self.models.cores().map(texts, FAST_GRAIN, value))
     }
 }
@@ -81,12 +82,13 @@ impl Stage for Encode {
             let texts: Vec<&str> = places.iter().map(|i| turns[*i].text.as_str()).collect();
             let values = self.values(tier, &texts)?;
             let provenance = self.models.embedder(tier);
-            for (place, (embedding, detected)) in places.into_iter().zip(values) {
+            for (place, (embedding, feeling, detected)) in places.into_iter().zip(values) {
                 turns[place].encoding = Some(Encoding {
                     provenance: provenance.clone(),
                     embedding,
                     language: detected.map(|d| d.code.to_owned()),
                     language_confidence: detected.map(|d| d.confidence),
+                    feeling,
                 });
             }
         }

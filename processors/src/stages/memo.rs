@@ -11,7 +11,7 @@ pub(super) const TEXT_BYTES_MAX: usize = 64;
 /// Texts of one generation; two generations are kept.
 const ENTRIES_MAX: usize = 4096;
 /// Texts and values of one generation, in bytes.
-const BYTES_MAX: usize = 4 * 1024 * 1024;
+const BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What a model said of short texts.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ fn onnxruntime() -> PathBuf {
 /// The shipped models, opened once for all tests.
 fn models() -> &'static Arc<Models> {
     static MODELS: LazyLock<Arc<Models>> = LazyLock::new(|| {
-        let models = Models::open(&root().join("models"), &onnxruntime(), &Options { cores: 3 });
+        let models = Models::open(&root().join("models"), &onnxruntime(), &Options { cores: 3, ..Options::default() });
         models.unwrap_or_else(|e| {
             panic!("{e}\nthe tests need the ONNX Runtime library: run `make test`, which fetches it")
         })
@@ -162,7 +162,7 @@ fn embeddings_are_those_of_the_training_code() {
             }
         }
         if let Some(expected) = row.embedding {
-            let embedding = &models().encoder().embed(&[&row.text], cores).unwrap()[0];
+            let embedding = &models().encoder().encode(&[&row.text], cores).unwrap()[0].embedding;
             let stretched = (embedding.scale - expected.scale).abs() / expected.scale;
             let moved = embedding.values.iter().zip(expected.first).map(|(v, e)| (*v as i8).abs_diff(e)).max();
             drift.note(stretched <= 1e-3 && moved <= Some(1), stretched);
@@ -244,6 +244,42 @@ fn remembered_texts_give_the_same_parts() {
             stages.iter().for_each(|stage| stage.infer(&mut again).unwrap());
             assert_eq!(again, first);
         }
+    }
+}
+
+#[test]
+fn a_cut_behind_encode_gives_the_same_parts() {
+    let (encode, emotions) = (Encode::new(Arc::clone(models())), Emotions::new(Arc::clone(models())));
+    let codec = Codec::embedded();
+    let texts = ["I adore you", "what a shame, I miss her so much", "ok", "", "why???"];
+    for tier in [Tier::Full, Tier::Fast] {
+        let mut whole = turns(texts, tier);
+        Stage::infer(&encode, &mut whole).unwrap();
+        let mut cut: Vec<Turn> = whole.iter().map(|turn| codec.decode(&codec.encode(turn).unwrap()).unwrap()).collect();
+        let feelings = |turns: &[Turn]| turns.iter().flat_map(|t| &t.encoding).filter(|e| e.feeling.is_some()).count();
+        assert_eq!((feelings(&whole), feelings(&cut)), (if tier == Tier::Full { 4 } else { 0 }, 0), "it never travels");
+        Stage::infer(&emotions, &mut whole).unwrap();
+        Stage::infer(&emotions, &mut cut).unwrap();
+        assert_eq!(whole, cut);
+        assert!(whole[0].emotion.is_some());
+    }
+}
+
+#[test]
+fn without_its_own_model_valence_comes_from_the_emotions() {
+    let options = Options { cores: 1, vad: false };
+    let without = Models::open(&root().join("models"), &onnxruntime(), &options).unwrap();
+    for tier in [Tier::Full, Tier::Fast] {
+        let [mut with, mut plain] = [(); 2].map(|()| turns(["I am so happy, this is wonderful!"], tier));
+        infer(&mut with);
+        all(&without).iter().for_each(|stage| stage.infer(&mut plain).unwrap());
+        let [with, plain] = [&with, &plain].map(|turns| turns[0].emotion.clone().unwrap());
+        assert_eq!(with.probabilities, plain.probabilities);
+        assert_eq!(
+            [Some(plain.valence), plain.arousal, plain.dominance],
+            from_emotions(&plain.probabilities).map(Some)
+        );
+        assert!(with.valence > 0.0 && with.valence != plain.valence && with.arousal.is_some());
     }
 }
 
@@ -335,7 +371,7 @@ fn slices_survive_the_codec() {
 /// A copy of the shipped models that can be damaged.
 fn copy() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for family in ["encoder", "static", "emotion", "dialogue"] {
+    for family in ["encoder", "static", "emotion", "dialogue", "vad"] {
         std::fs::create_dir(dir.path().join(family)).unwrap();
         for entry in std::fs::read_dir(root().join("models").join(family)).unwrap() {
             let entry = entry.unwrap();
@@ -346,7 +382,7 @@ fn copy() -> tempfile::TempDir {
 }
 
 fn problem(models: &Path, onnxruntime: &Path) -> (String, String, String) {
-    match Models::open(models, onnxruntime, &Options { cores: 1 }) {
+    match Models::open(models, onnxruntime, &Options { cores: 1, ..Options::default() }) {
         Err(Failure::Model { file, problem, mend }) => (file, problem, mend),
         Err(other) => panic!("another failure: {other}"),
         Ok(_) => panic!("it was opened"),
@@ -400,7 +436,8 @@ fn the_library_is_missing_or_another_and_the_error_says_so() {
     let other = tempfile::NamedTempFile::new().unwrap();
     let (_, what, _) = problem(&shipped, other.path());
     assert!(what.contains("already loaded"), "{what}");
-    Models::open(&shipped, &onnxruntime(), &Options { cores: 2 }).expect("a second pipeline opens its own models");
+    Models::open(&shipped, &onnxruntime(), &Options { cores: 2, ..Options::default() })
+        .expect("a second pipeline opens its own models");
 }
 
 #[test]
@@ -518,7 +555,8 @@ fn intents_are_named_by_examples_and_read_again_when_they_change() {
     assert_eq!((intents[0].name.as_str(), intents[1].name.as_str()), ("refund", "hours"));
     assert!(intents.iter().all(|intent| intent.set == "shop" && intent.set_sha256 == first && !intent.out_of_scope));
 
-    let other = Models::open(&root().join("models"), &onnxruntime(), &Options { cores: 1 }).unwrap();
+    let other =
+        Models::open(&root().join("models"), &onnxruntime(), &Options { cores: 1, ..Options::default() }).unwrap();
     sets::follow(&other, &[file.display().to_string(), "hwu64".to_owned()]).unwrap();
     let hashes = || other.dialogue().sets().iter().map(|set| set.hash.clone()).collect::<Vec<_>>();
     assert_eq!((hashes().len(), &hashes()[0]), (2, &first));

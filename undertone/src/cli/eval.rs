@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use processors::Models;
 use processors::eval::{Case, Choices, Figure, Report, TASKS, Task};
 use processors::model::sets;
-use processors::{Models, Options};
 
 use super::say;
 use crate::config::Config;
@@ -34,7 +34,7 @@ pub(super) fn eval(config: &Config, args: &super::Eval) -> anyhow::Result<ExitCo
     let lines = data.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
     progress(&format!("loading the models for {lines} texts"));
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
-    let models = Models::open(&dir, &library, &Options::default())?;
+    let models = Models::open(&dir, &library, &config.models.options())?;
     sets::configure(&models, &config.dialogue.intents).context("read [dialogue] intents")?;
     let tier = args.tier.into();
     progress(&format!("scoring {lines} texts with the {} tier", schemas::Tier::name(tier)));

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Subcommand;
+use processors::Models;
 use processors::model::sets::{self, Set};
-use processors::{Models, Options};
 use schemas::Tier;
 use serde_json::json;
 
@@ -43,7 +43,7 @@ pub(super) fn intents(config: &Config, command: IntentsCommand) -> anyhow::Resul
     let bytes = std::fs::read(&file).with_context(|| format!("read {}; check the path", file.display()))?;
     let examples = sets::examples(&file.display().to_string(), &bytes)?;
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
-    let models = Models::open(&dir, &library, &Options::default())?;
+    let models = Models::open(&dir, &library, &config.models.options())?;
     let set = sets::learnt(&models, &file)?;
     let counts: Vec<usize> = examples.values().map(Vec::len).collect();
     let checked = Checked::of(&set, tier.into(), &counts).context("a set that is named by examples was left out")?;

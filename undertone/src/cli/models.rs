@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use processors::model::sets;
 use processors::rebuild::Rebuilt;
-use processors::{Chain, Models, Options, Plan};
+use processors::{Chain, Models, Plan};
 use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, Sequence};
 use schemas::{Codec, Tier, Turn};
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ pub(super) fn analyze(config: &Config, texts: &[String], tier: Tier, as_json: bo
 fn chain(config: &Config, stages: &[String]) -> anyhow::Result<Chain> {
     let plan = processors::plan(processors::stages::ORDER, stages)?;
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
-    let models = Models::open(&dir, &library, &Options::default())?;
+    let models = Models::open(&dir, &library, &config.models.options())?;
     sets::configure(&models, &config.dialogue.intents).context("read [dialogue] intents")?;
     let mut all = processors::stages::all(&models);
     Ok(Chain::new(all.drain(plan.run).collect(), plan.first, Arc::new(Codec::embedded())))
@@ -69,7 +69,11 @@ fn turn_text(turn: &Turn, colour: bool) -> String {
         text += &format!("  {dim}encoder    {}{end}\n", provenance(&encoding.provenance));
     }
     if let Some(emotion) = &turn.emotion {
-        text += &format!("  valence    {:+.2}\n  intensity  {:.2}\n", emotion.valence, emotion.intensity);
+        text += &format!("  valence    {:+.2}\n", emotion.valence);
+        for (axis, value) in [("arousal", emotion.arousal), ("dominance", emotion.dominance)] {
+            text += &value.map(|value| format!("  {axis:<9}  {value:+.2}\n")).unwrap_or_default();
+        }
+        text += &format!("  intensity  {:.2}\n", emotion.intensity);
         text += &format!("  emotions   {}\n", emotion.labels.join(", "));
         let mut bars: Vec<(&str, f32)> =
             schemas::GoEmotions::LABELS.into_iter().zip(emotion.probabilities.to_array()).collect();

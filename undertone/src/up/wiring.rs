@@ -151,7 +151,7 @@ impl Given {
             },
             models: locate::models(&self.config.models.dir)?,
             onnxruntime: locate::onnxruntime(&self.config.models.onnxruntime)?,
-            options: processors::Options::default(),
+            options: self.config.models.options(),
             intents: self.config.dialogue.intents.clone(),
             limits: processors::Limits {
                 batch_turns_max: config.batch_turns_max,

@@ -14,7 +14,7 @@ HEAD = ["bias", *GRAMS, "threshold", "weight"]
 
 FAMILIES = {
     "encoder": {
-        "model": "all-MiniLM-L6-v2-int8", "version": "2", "licence": "Apache-2.0",
+        "model": "undertone-encoder-int8", "version": "2", "licence": "Apache-2.0",
         "files": {
             "encoder.onnx": (["input_ids", "attention_mask", "token_type_ids"], ["embedding", "emotion"]),
             "tokenizer.json": ([], []),

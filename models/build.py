@@ -2,9 +2,9 @@
 
     python3 models/build.py --data DIR [--work .cache/models] [STEP…]
 
-Steps, in order: static, branch, encoder, embed, emotion, full, vad, report, golden, dialogue, cards; without a name all of them. Promises: says what it
-does; embeddings, the slow part, are kept in the work folder by the checksums of what they depend on, so that a run that was
-cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
+Steps, in order: static, branch, base, encoder, embed, emotion, full, vad, report, golden, dialogue, cards; without a name all
+of them. Promises: says what it does; embeddings, the slow part, are kept in the work folder by the checksums of what they
+depend on, so that a run that was cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
 Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
 """
 
@@ -125,7 +125,7 @@ class Build:
         full = [encoded["emotion"], emotion.read(encoded["embedding"]), shipped.probabilities("full", logits, encoded["emotion"])]
         return {"full": np.concatenate(full, 1), "fast": np.concatenate([fast, shipped.probabilities("fast", logits, fast)], 1)}
 
-    def vectors(self, texts, kept_as):
+    def general(self, texts, kept_as):
         """The encoder's vectors of any texts, kept by the checksum of what they depend on."""
         key = hashlib.sha256()
         for path in (MODELS / "encoder/encoder.onnx", MODELS / "encoder/tokenizer.json"):
@@ -168,6 +168,13 @@ def step_branch(build):
 
     folder = sources.folder_of(sources.ENCODER, build.work)
     branch.train(folder, build.texts["train"], build.truth["train"], build.work / "branch-emotion.safetensors", build.say)
+
+
+def step_base(build):
+    import base  # noqa: PLC0415, as above
+
+    folder = sources.folder_of(sources.ENCODER, build.work)
+    base.train(folder, build.folder, build.work, build.work / "branch-embedding.safetensors", build.say)
 
 
 def step_embed(build):
@@ -213,7 +220,7 @@ def step_dialogue(build):
     sets = {name: intents.texts_of(data, name) for name in intents.SETS}
     chat, rows = intents.chat_of(data, CHAT), acts.labelled(data)
     texts = sorted({t for s in sets.values() for split in s.values() for t, _ in split} | set(chat) | {t for t, _ in rows})
-    bank = intents.Bank(texts, build.vectors(texts, "dialogue"), build.static.embed(texts), build.counter)
+    bank = intents.Bank(texts, build.general(texts, "dialogue"), build.static.embed(texts), build.counter)
     acts.train(rows, bank, MODELS / "dialogue", build.say)
     measured = {name: intents.train_set(name, sets, chat, bank, MODELS / "dialogue", build.say) for name in intents.SETS}
     build.note("dialogue", measured)
@@ -236,7 +243,7 @@ def step_cards(build):
 
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
-         (step_static, step_branch, step_encoder, step_embed, step_emotion, step_full, step_vad, step_report, step_golden, step_dialogue, step_cards)}
+         (step_static, step_branch, step_base, step_encoder, step_embed, step_emotion, step_full, step_vad, step_report, step_golden, step_dialogue, step_cards)}
 
 
 def main():

@@ -168,7 +168,7 @@ class Bank:
         return self.vectors[tier][at], self.frequencies[at]
 
 
-def train_set(name, sets, chat, bank, folder, say=print, grams=("fast",)):
+def train_set(name, sets, chat, bank, folder, say=print):
     """Fits and writes the heads of one set for both tiers; returns the figures on dev."""
     train, dev = sets[name]["train"], sets[name]["dev"]
     labels = sorted({intent for _, intent in train})
@@ -188,7 +188,7 @@ def train_set(name, sets, chat, bank, folder, say=print, grams=("fast",)):
         far = np.flatnonzero(first.probabilities(ox, of).max(1) < OUTLIER_SURE)[:OUTLIERS_MAX]
         wx, wf = bank.of(own, tier) if own else (ox[:0], of[:0])
         x, f = np.concatenate([x, ox[far], wx]), sparse.vstack([f, of[far], wf]).tocsr()
-        head = fit_head(x, f, np.concatenate([y, np.full(len(far) + len(own), len(labels))]), len(labels) + 1, tier, tier in grams)
+        head = fit_head(x, f, np.concatenate([y, np.full(len(far) + len(own), len(labels))]), len(labels) + 1, tier)
         p = head.probabilities(*bank.of([t for t, _ in check], tier))
         head.threshold = float(np.sort(p[truth >= 0, :len(labels)].max(1))[int((truth >= 0).sum() * (1 - ACCEPTED))])
         head.write(f"{folder}/{name}.{tier}.safetensors")

@@ -342,6 +342,7 @@ fn every_unicode_text_is_served_or_skipped() {
         for turn in &batch {
             let skipped = |stage: &str| turn.skipped.iter().any(|skipped| skipped.stage == stage);
             assert_eq!(turn.emotion.is_some(), !skipped("emotion"), "{:?}", turn.text);
+            assert_eq!(turn.dialogue.is_some(), !skipped("dialogue"), "{:?}", turn.text);
             let p = turn.emotion.as_ref().map_or([0.0; 28], |e| e.probabilities.to_array());
             assert!(p.iter().all(|p| (0.0..=1.0).contains(p)), "{:?}", turn.text);
         }

@@ -452,6 +452,10 @@ fn attempted(error: &RequestAttemptError, text: String) -> DatabaseError {
             DatabaseError::Away(text)
         }
         RequestAttemptError::DbError(error, _) => match error {
+            DbError::Unavailable { required, .. } if *required > 1 => DatabaseError::Away(format!(
+                "{text}; if it stays so, its keyspace has more copies than there are nodes: set [scylla] replication before it \
+                 is made, or ALTER KEYSPACE"
+            )),
             DbError::Unavailable { .. }
             | DbError::Overloaded
             | DbError::IsBootstrapping

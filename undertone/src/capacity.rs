@@ -112,7 +112,14 @@ pub fn read(text: &str) -> anyhow::Result<Inputs> {
             anyhow::ensure!(numbers.into_iter().all(is_sound), "[{section}] {key} must be above 0");
         }
     }
-    Ok(table.try_into()?)
+    let inputs: Inputs = table.try_into()?;
+    let Machines { busy_max, disk_full_max, replication, .. } = inputs.machines;
+    for (key, share) in [("busy_max", busy_max), ("disk_full_max", disk_full_max)] {
+        anyhow::ensure!(share <= 1.0, "[machines] {key} is a share: at most 1");
+    }
+    let is_whole = replication >= 1.0 && replication.fract() == 0.0;
+    anyhow::ensure!(is_whole, "[machines] replication is a number of copies: 1, 2, 3 …");
+    Ok(inputs)
 }
 
 /// The tables, as Markdown.

@@ -109,8 +109,11 @@ fn answer(turn: &Turn, place: &HashMap<String, usize>) -> Answer {
     })
 }
 
+/// Answers a text.
+type Answers = Box<dyn Fn(&str) -> Answer>;
+
 /// The baseline: the nearest centroid of n-grams.
-fn centroids(case: &Case<'_>, set: &Set) -> Result<Box<dyn Fn(&str) -> Answer>, EvalError> {
+fn centroids(case: &Case<'_>, set: &Set) -> Result<Answers, EvalError> {
     let buckets = |text: &str| Normalised::of(text).buckets();
     let Some(file) = &case.choices.examples else {
         let centroids = case.models.dialogue().centroids(&set.name)?;

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use store::log::{Admin, LogError};
+use store::registry::{Client, subjects};
 
 use super::{Settings, runtime, say};
-use crate::config::Config;
+use crate::config::{Cache, Config, StoreKind};
+use crate::telemetry::Metrics;
 use crate::topics::{self, State};
 use crate::{locate, up};
 
-/// How long the brokers may take to answer.
+/// How long the brokers, or another server, may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// How long whoever holds the HTTP port may take with each step of telling who it is.
 const WHO_WITHIN: Duration = Duration::from_secs(1);
@@ -68,7 +70,45 @@ async fn examine(config: &Config) -> Vec<Check> {
     } else {
         checks.extend(log(config).await);
     }
+    if [config.history.kind, config.context.kind].contains(&StoreKind::Scylla) {
+        checks.push(Check {
+            what: "cql server",
+            found: listens(&config.scylla.settings().nodes, "[scylla] nodes").await,
+        });
+    }
+    if [config.history.cache, config.context.cache].contains(&Cache::Redis) {
+        checks.push(Check { what: "redis", found: listens(&config.redis.settings().nodes, "[redis] nodes").await });
+    }
+    if let Some(settings) = config.registry.settings() {
+        checks.push(Check { what: "schemas", found: schemas(&settings, config).await });
+    }
     checks
+}
+
+/// Whether somebody listens at one of the addresses; a login is tried by who uses it.
+async fn listens(nodes: &[String], key: &str) -> Result<String, String> {
+    let mut faults = Vec::new();
+    for node in nodes {
+        match tokio::time::timeout(ANSWER_WITHIN, tokio::net::TcpStream::connect(node)).await {
+            Ok(Ok(_)) => return Ok(format!("somebody listens at {node}")),
+            Ok(Err(error)) => faults.push(format!("{node}: {error}")),
+            Err(_) => faults.push(format!("{node}: no answer within {} s", ANSWER_WITHIN.as_secs())),
+        }
+    }
+    Err(format!("nobody listens ({}); start the server, or mend {key}", faults.join("; ")))
+}
+
+async fn schemas(settings: &store::registry::Settings, config: &Config) -> Result<String, String> {
+    let client = Client::new(settings, &Metrics::new().meter()).map_err(|error| error.to_string())?;
+    let wanted = up::subjects(config);
+    let findings = match tokio::time::timeout(ANSWER_WITHIN, subjects::compare(&client, &wanted)).await {
+        Ok(findings) => findings.map_err(|error| format!("{error}; start the registry, or mend [registry] url"))?,
+        Err(_) => return Err(format!("no registry answers at {}; start it, or mend [registry] url", client.address())),
+    };
+    match findings.iter().filter(|finding| finding.is_open()).count() {
+        0 => Ok(format!("all registered at {}", client.address())),
+        open => Err(format!("{open} are to be registered at {}; `undertone topics apply`", client.address())),
+    }
 }
 
 fn ok(text: &str) -> Result<String, String> {
@@ -185,6 +225,14 @@ mod tests {
         let address = holder.local_addr().unwrap();
         assert!(port(address, "[http] listen", true).unwrap().contains("running undertone"));
         assert!(port(address, "[http] listen", false).unwrap_err().contains("[http] listen"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_away_is_named_with_its_setting() {
+        let held = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (there, gone) = (held.local_addr().unwrap().to_string(), "127.0.0.1:1".to_owned());
+        assert!(listens(&[gone.clone(), there], "[scylla] nodes").await.is_ok(), "one is enough");
+        assert!(listens(&[gone], "[scylla] nodes").await.unwrap_err().contains("[scylla] nodes"));
     }
 
     #[test]

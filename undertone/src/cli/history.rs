@@ -15,7 +15,8 @@ use crate::up::{self, Databases};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum HistoryCommand {
-    /// Compare the history with the enriched turns that the log holds; status 1 if it lacks some.
+    /// Compare the history with the enriched turns that the log holds; status 1 if it lacks some. The list of
+    /// conversations is not compared.
     Verify {
         /// Write what is missing or differs.
         #[arg(long)]
@@ -38,13 +39,22 @@ pub(super) fn history(settings: &Settings, command: &HistoryCommand) -> anyhow::
                 let _ = writeln!(std::io::stderr(), "{} turns compared", found.compared);
             };
             let registry = up::open_registry(&config, &Health::default(), &telemetry::Metrics::new().meter()).await?;
-            verify(&kafka, &history, registry.codec(), *mend, told).await.context("compare the history with the log")
+            let found = verify(&kafka, &history, registry.codec(), *mend, told).await;
+            let found = found.context("compare the history with the log")?;
+            if found.mended == 0 {
+                return Ok((found, None));
+            }
+            // What was written is not therefore there: what was deleted by hand, with a later time, stays deleted.
+            let again = verify(&kafka, &history, registry.codec(), false, told).await;
+            anyhow::Ok((found, Some(again.context("compare the mended history with the log")?)))
         };
         let found = found.await;
         if let Some(broker) = broker {
             broker.stop().await;
         }
-        let found = found?;
+        let (mut found, again) = found?;
+        let left = again.map(|again| again.missing + again.differing);
+        found.mended -= left.unwrap_or_default().min(found.mended);
         if *json {
             say(&serde_json::to_string(&found).context("write the comparison")?)?;
         } else {
@@ -59,6 +69,13 @@ fn lines(found: &Comparison, mend: bool) -> String {
     let mut lines = format!("compared    {compared} enriched turns\nmissing     {missing}\ndiffering   {differing}\n");
     if mend {
         lines.push_str(&format!("mended      {mended}\n"));
+        if !found.is_whole() {
+            let left = missing + differing - mended;
+            lines.push_str(&format!(
+                "left        {left}: written, and still not there; was something deleted by hand? Then move the keyspace, or \
+                 the file, aside, and let the history role read the log again\n"
+            ));
+        }
     } else if missing + differing > 0 {
         lines.push_str("run it again with --mend to write them\n");
     }

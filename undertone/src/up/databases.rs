@@ -88,10 +88,7 @@ impl Databases {
     /// Looks for ever whether the servers answer; a file needs no look.
     pub(crate) async fn look(&self, meter: &Meter) {
         let Some(keyspace) = self.keyspace.get() else { return };
-        let up = meter
-            .u64_gauge("undertone.dependency.up")
-            .with_description("Whether a dependency answers: 1, or 0 while it is away")
-            .build();
+        let up = super::watchdog::dependency_up(meter);
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -119,6 +116,8 @@ async fn connect_scylla(config: &Config, health: &Health) -> anyhow::Result<Keys
     let settings = config.scylla.settings();
     let patience = Duration::from_secs(config.scylla.connect_seconds_max);
     let (begun, mut pauses) = (Instant::now(), Pauses::between(PAUSES));
+    // One that takes the connection and says nothing takes its time until a try has failed.
+    health.set(SCYLLA, State::Unwell(format!("no CQL server has answered yet at {}", settings.nodes.join(", "))));
     loop {
         match Keyspace::connect(&settings).await {
             Ok(keyspace) => {

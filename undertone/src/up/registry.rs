@@ -24,6 +24,8 @@ pub(crate) async fn open(config: &Config, health: &Health, meter: &Meter) -> any
     let Some(settings) = config.registry.settings() else { return Ok(Registry::embedded()) };
     let subjects = subjects(config);
     let (begun, mut pauses) = (Instant::now(), Pauses::between(PAUSES));
+    // One that takes the connection and says nothing takes its time until a try has failed.
+    health.set(PART, State::Unwell(format!("no schema registry has answered yet at {}", settings.urls.join(", "))));
     loop {
         match Registry::open(&settings, &subjects, meter).await {
             Ok(registry) => {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::Meter;
+use opentelemetry::metrics::{Gauge, Meter};
 use store::log::{Admin, LogError};
 
 use crate::health::{Health, State};
@@ -83,7 +83,7 @@ pub(super) async fn run(admin: Admin, readers: Vec<Reader>, disk: Option<Disk>, 
     let answers = AtomicBool::new(true);
     tokio::join!(
         room(disk, &health),
-        look(&admin, &health, &answers),
+        look(&admin, &health, &meter, &answers),
         lags(&admin, &readers, &health, &meter, &answers),
         retentions(&admin, &readers, &health, &meter, &answers),
     );
@@ -120,13 +120,20 @@ fn writable(folder: &Path) -> std::io::Result<()> {
     tempfile::tempfile_in(folder).map(drop)
 }
 
+/// The gauge of all that a process depends on.
+pub(crate) fn dependency_up(meter: &Meter) -> Gauge<u64> {
+    let up = meter.u64_gauge("undertone.dependency.up");
+    up.with_description("Whether a dependency answers: 1, or 0 while it is away").build()
+}
+
 /// Asks for ever whether the brokers answer.
-async fn look(admin: &Admin, health: &Health, answers: &AtomicBool) {
-    let mut ticks = ticks(LOOK_EVERY);
+async fn look(admin: &Admin, health: &Health, meter: &Meter, answers: &AtomicBool) {
+    let (up, mut ticks) = (dependency_up(meter), ticks(LOOK_EVERY));
     loop {
         ticks.tick().await;
         let answer = admin.reachable(ANSWER_WITHIN).await;
         answers.store(answer.is_ok(), Ordering::Relaxed);
+        up.record(u64::from(answer.is_ok()), &[KeyValue::new("dependency", "kafka")]);
         health.set("kafka", state_of(answer.err()));
     }
 }

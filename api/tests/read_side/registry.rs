@@ -25,7 +25,7 @@ async fn schemas_are_found_by_id_by_version_and_by_themselves() {
     let (_, places) = site.get(&format!("/registry/schemas/ids/{}/versions", turn.id)).await;
     assert!(places.as_array().unwrap().contains(&json!({ "subject": subject, "version": turn.version })));
     let cut = topic::subject(&topic::turns_after("encode"));
-    assert_eq!(site.get(&format!("/registry/subjects/{cut}/versions/1")).await.1["id"], turn.id);
+    assert_eq!(site.get(&format!("/registry/subjects/{cut}/versions/{}", turn.version)).await.1["id"], turn.id);
 
     let client = reqwest::Client::new();
     let same = json!({ "schema": serde_json::from_str::<Value>(turn.text).unwrap().to_string() });

@@ -197,12 +197,13 @@ async fn record_that_is_no_enriched_turn_is_set_aside_whole_and_the_next_is_kept
 #[tokio::test(flavor = "multi_thread")]
 async fn history_is_compared_with_the_log_and_mended() {
     let house = House::start().await;
+    // In front of the room's turns: when these are kept, the writer has passed it.
+    house.append("room", b"no avro".to_vec()).await;
     for room in ["room", "hall"] {
         for position in 1..=30 {
             house.append(room, house.codec.encode(&turn(room, position)).unwrap()).await;
         }
     }
-    house.append("room", b"no avro".to_vec()).await;
     let (role, shutdown) = house.role();
     for room in ["room", "hall"] {
         house.kept(room, 30).await;

@@ -11,7 +11,7 @@ import time
 import uuid
 
 from confluent_kafka import Consumer
-from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry import SchemaRegistryClient, topic_subject_name_strategy
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
@@ -24,8 +24,11 @@ def main(registry_url: str, bootstrap: str, topic: str = "undertone.turns.enrich
     assert f"{topic}-value" in subjects, subjects
     newest = registry.get_latest_version(f"{topic}-value")
     assert registry.lookup_schema(f"{topic}-value", newest.schema).schema_id == newest.schema_id
-    decode = AvroDeserializer(registry)
-    settings = {"auto.register.schemas": False, "use.latest.version": True}
+    # By topic name, as Undertone's subjects are. Left to its default, the client first asks for associations, which are
+    # Confluent's own, and Apicurio may leave that question without an answer.
+    by_topic = {"subject.name.strategy": topic_subject_name_strategy}
+    decode = AvroDeserializer(registry, conf=by_topic)
+    settings = {"auto.register.schemas": False, "use.latest.version": True, **by_topic}
     encode = AvroSerializer(registry, newest.schema, conf=settings)
     place = SerializationContext(topic, MessageField.VALUE)
 

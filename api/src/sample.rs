@@ -1,8 +1,8 @@
 //! A turn with everything in it, for the tests of this crate.
 
 use schemas::{
-    Dialogue, DialogueState, Embedding, Emotion, Encoding, GoEmotions, Intent, Mood, Provenance, Question, Sender,
-    Skipped, Stamp, Tier, Turn, turn_id,
+    Consent, Dialogue, DialogueState, Embedding, Emotion, Encoding, Evidence, GoEmotions, Intent, Mood, Personality,
+    Provenance, Question, Sender, Skipped, Stamp, Style, Tier, Traits, Turn, turn_id,
 };
 
 /// A turn as the processors write it.
@@ -24,6 +24,7 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
         reply_to: None,
         language_hint: None,
         text: text.to_owned(),
+        consent: Some(Consent { granted: true, text_version: "1".to_owned() }),
         position: Some(position),
         stamp: Some(Stamp { partition: 0, offset: position }),
         tier: Some(Tier::Full),
@@ -51,7 +52,16 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
                 volatility: 0.125,
                 ekman: probabilities.ekman(),
                 turns: position,
+                turning: Some("relieved".to_owned()),
             }),
+        }),
+        personality: Some(Personality {
+            provenance: provenance.clone(),
+            evidence: Evidence { words: 2, scores: vec![0.5; 5] },
+            words: 240,
+            not_enough: false,
+            traits: Some(Traits::default()),
+            style: Some(Style::default()),
         }),
         dialogue: Some(Dialogue {
             provenance,

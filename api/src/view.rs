@@ -6,7 +6,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use schemas::{Dialogue, Emotion, Encoding, Provenance, Sender, Skipped, Stamp, Tier, Turn};
+use schemas::{Consent, Dialogue, Emotion, Encoding, Personality, Provenance, Sender, Skipped, Stamp, Tier, Turn};
 use serde::Serialize;
 
 /// What of a turn is shown.
@@ -41,11 +41,13 @@ struct View<'a> {
     reply_to: Option<&'a str>,
     language_hint: Option<&'a str>,
     text: &'a str,
+    consent: Option<&'a Consent>,
     stamp: Option<Stamp>,
     tier: Option<Tier>,
     skipped: &'a [Skipped],
     encoding: Option<EncodingView<'a>>,
     emotion: Option<&'a Emotion>,
+    personality: Option<&'a Personality>,
     dialogue: Option<&'a Dialogue>,
 }
 
@@ -83,11 +85,13 @@ impl<'a> View<'a> {
             reply_to: turn.reply_to.as_deref(),
             language_hint: turn.language_hint.as_deref(),
             text: &turn.text,
+            consent: turn.consent.as_ref(),
             stamp: turn.stamp,
             tier: turn.tier,
             skipped: &turn.skipped,
             encoding: turn.encoding.as_ref().map(|encoding| EncodingView::of(encoding, embeddings)),
             emotion: turn.emotion.as_ref(),
+            personality: turn.personality.as_ref(),
             dialogue: turn.dialogue.as_ref(),
         }
     }
@@ -142,6 +146,12 @@ mod tests {
             ("Emotion", &shown["emotion"]),
             ("Mood", &shown["emotion"]["mood"]),
             ("GoEmotions", &shown["emotion"]["probabilities"]),
+            ("Consent", &shown["consent"]),
+            ("Personality", &shown["personality"]),
+            ("Evidence", &shown["personality"]["evidence"]),
+            ("Traits", &shown["personality"]["traits"]),
+            ("Estimate", &shown["personality"]["traits"]["openness"]),
+            ("Style", &shown["personality"]["style"]),
             ("Dialogue", &shown["dialogue"]),
             ("Intent", &shown["dialogue"]["intents"][0]),
             ("DialogueState", &shown["dialogue"]["state"]),

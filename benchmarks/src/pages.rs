@@ -425,6 +425,7 @@ fn turn(n: usize, position: i64) -> Turn {
         reply_to: None,
         language_hint: None,
         text: format!("I had not thought that we would come so far with this, number {position}, thank you!"),
+        consent: None,
         position: Some(position),
         stamp: Some(Stamp { partition: 0, offset: position }),
         tier: Some(Tier::Full),
@@ -452,8 +453,10 @@ fn turn(n: usize, position: i64) -> Turn {
                 volatility: 0.125_976_56,
                 ekman,
                 turns: position,
+                turning: None,
             }),
         }),
+        personality: None,
         dialogue: Some(Dialogue {
             provenance,
             intents: vec![Intent {

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::registry::{Ids, Kind, REGISTERED, is_same, latest};
-use crate::slice::{DialogueSlice, EmotionSlice, EncodeSlice, Sequence};
+use crate::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence};
 use crate::topic::REJECT_BYTES_MAX;
 use crate::{Delivery, Feedback, Redrive, Reject, Reply, Turn, TurnHead};
 use write::Plan;
@@ -34,7 +34,19 @@ pub trait Payload: Serialize + DeserializeOwned {
 macro_rules! payloads {
     ($($kind:ident),*) => { $(impl Payload for $kind { const KIND: Kind = Kind::$kind; })* };
 }
-payloads!(Turn, Reject, Reply, Delivery, Feedback, Redrive, Sequence, EncodeSlice, EmotionSlice, DialogueSlice);
+payloads!(
+    Turn,
+    Reject,
+    Reply,
+    Delivery,
+    Feedback,
+    Redrive,
+    Sequence,
+    EncodeSlice,
+    EmotionSlice,
+    DialogueSlice,
+    PersonalitySlice
+);
 
 /// Why a value could not be written: a fault of ours, the value does not fit its schema.
 #[derive(Debug, thiserror::Error)]

@@ -22,11 +22,11 @@ pub use codec::{Codec, DecodeError, EncodeError, LEARNT_MAX, Payload, SchemaErro
 pub use envelope::{Envelope, TraceParent};
 pub use feedback::Feedback;
 pub use part::{
-    Dialogue, DialogueState, Ekman, Embedding, Emotion, Encoding, GoEmotions, Intent, Mood, NextAction, Provenance,
-    Question, Slot, Tier,
+    Dialogue, DialogueState, Ekman, Embedding, Emotion, Encoding, Estimate, Evidence, GoEmotions, Intent, Mood,
+    NextAction, Personality, Provenance, Question, Slot, Style, Tier, Traits,
 };
 pub use registry::{Entry, Ids, Kind, REGISTERED, Registered, is_same, latest, versions};
 pub use reject::{Header, Reason, Redrive, Reject};
 pub use reply::{Delivery, Reply};
 pub use span::{Attribute, Span, SpanKind, Spans};
-pub use turn::{Sender, Skipped, Stamp, Turn, TurnHead, turn_id};
+pub use turn::{Consent, Sender, Skipped, Stamp, Turn, TurnHead, turn_id};

@@ -208,6 +208,88 @@ pub struct Mood {
     pub ekman: Ekman,
     /// Turns folded so far.
     pub turns: i64,
+    /// What turned with this turn: `escalating`, `relieved`, or nothing.
+    #[serde(default)]
+    pub turning: Option<String>,
+}
+
+/// Part of stage `personality`, of a sender who consented: a weak signal, never a ground for decisions about a person.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Personality {
+    /// Which model made it.
+    pub provenance: Provenance,
+    /// What this turn adds to the person's statistics.
+    pub evidence: Evidence,
+    /// Words of the person that this model has read in the conversation since they consented; added by the fold.
+    pub words: i64,
+    /// Whether those are too few for traits.
+    pub not_enough: bool,
+    /// Absent while the words are not enough.
+    #[serde(default)]
+    pub traits: Option<Traits>,
+    /// How a bot should write to the person: near the middle while there are few words; added by the fold.
+    #[serde(default)]
+    pub style: Option<Style>,
+}
+
+/// What a turn says of its sender.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Words of the turn: the weight of the scores.
+    pub words: i32,
+    /// What the model measures, in the order of its card.
+    #[serde(default)]
+    pub scores: Vec<f32>,
+}
+
+/// The Big Five, as a weak signal.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Traits {
+    /// Curious and inventive, or practical and conventional.
+    pub openness: Estimate,
+    /// Orderly and careful, or easy-going.
+    pub conscientiousness: Estimate,
+    /// Outgoing, or reserved.
+    pub extraversion: Estimate,
+    /// Kind and trusting, or critical.
+    pub agreeableness: Estimate,
+    /// Easily worried, or calm.
+    pub neuroticism: Estimate,
+}
+
+impl Traits {
+    /// The names, in the order of [`Traits::from_array`].
+    pub const NAMES: [&'static str; 5] =
+        ["openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism"];
+
+    /// From an array in the order of [`Traits::NAMES`].
+    pub fn from_array(
+        [openness, conscientiousness, extraversion, agreeableness, neuroticism]: [Estimate; 5],
+    ) -> Traits {
+        Traits { openness, conscientiousness, extraversion, agreeableness, neuroticism }
+    }
+
+    /// As an array in the order of [`Traits::NAMES`].
+    pub fn to_array(&self) -> [Estimate; 5] {
+        [self.openness, self.conscientiousness, self.extraversion, self.agreeableness, self.neuroticism]
+    }
+}
+
+/// A trait of a person, in standard deviations from the mean of other people's chats.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The estimate, drawn to 0 while there are few words.
+    pub mean: f32,
+    /// With 80 %% probability, as many other words of the person give an estimate above this.
+    pub low: f32,
+    /// And below this.
+    pub high: f32,
+}
+
+labelled! {
+    /// How a bot should write: `formality` from casual to formal, `warmth` from matter-of-fact to warm, `verbosity` from
+    /// a few words to many, `pace` from long, unhurried sentences to short, lively ones.
+    Style, 4, [formality, warmth, verbosity, pace]
 }
 
 /// Part of stage `dialogue`: what the words are meant to do, and what may come next.

@@ -27,11 +27,13 @@ pub enum Kind {
     EmotionSlice,
     /// [`crate::slice::DialogueSlice`].
     DialogueSlice,
+    /// [`crate::slice::PersonalitySlice`].
+    PersonalitySlice,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Turn,
         Kind::Reject,
         Kind::Reply,
@@ -42,6 +44,7 @@ impl Kind {
         Kind::EncodeSlice,
         Kind::EmotionSlice,
         Kind::DialogueSlice,
+        Kind::PersonalitySlice,
     ];
 
     /// The name of its schema file.
@@ -57,6 +60,7 @@ impl Kind {
             Kind::EncodeSlice => "encode_slice",
             Kind::EmotionSlice => "emotion_slice",
             Kind::DialogueSlice => "dialogue_slice",
+            Kind::PersonalitySlice => "personality_slice",
         }
     }
 }
@@ -98,6 +102,8 @@ pub const REGISTERED: &[Registered] = history! {
     9 Redrive 1 "redrive.1.avsc";
     10 Turn 2 "turn.2.avsc";
     11 DialogueSlice 1 "dialogue_slice.1.avsc";
+    12 Turn 3 "turn.3.avsc";
+    13 PersonalitySlice 1 "personality_slice.1.avsc";
 };
 
 /// The version that is written today.

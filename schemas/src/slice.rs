@@ -72,3 +72,44 @@ pub struct DialogueSlice {
     #[serde(default)]
     pub slots: Vec<Slot>,
 }
+
+/// Slice of stage `personality`: additive statistics of the people who consented, and of nobody else.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PersonalitySlice {
+    /// Those who consented, the one who spoke last at the end.
+    #[serde(default)]
+    pub persons: Vec<Person>,
+}
+
+/// Somebody who consented to being profiled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Person {
+    /// Who, as the source names them.
+    pub sender: String,
+    /// When they consented last, in milliseconds since the Unix epoch.
+    pub consented_at: i64,
+    /// Version of the text that they agreed to.
+    pub text_version: String,
+    /// One for each model: those of different models are never mixed.
+    #[serde(default)]
+    pub statistics: Vec<Statistics>,
+}
+
+/// Sums of what one model measured of one person: those of several conversations add up.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Name, version and tier of the model.
+    pub model: String,
+    /// Turns with words.
+    pub turns: i64,
+    /// Their words.
+    pub words: i64,
+    /// Sum of the squared words of each turn.
+    pub words_squared: f64,
+    /// Sums of words × score, in the model's order.
+    #[serde(default)]
+    pub sums: Vec<f64>,
+    /// Sums of words × score², in the model's order.
+    #[serde(default)]
+    pub squares: Vec<f64>,
+}

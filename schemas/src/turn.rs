@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::part::{Dialogue, Emotion, Encoding, Tier};
+use crate::part::{Dialogue, Emotion, Encoding, Personality, Tier};
 
 /// Where a turn stands: what of a [`Turn`] tells who wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,8 @@ pub struct Turn {
     pub received_at: i64,
     /// Where it came from: `telegram` or `websocket`.
     pub source: String,
-    /// What it is: `message`, `caption`, `edit`, `channel_post`, `callback`, `business_message` or `reply`.
+    /// What it is: `message`, `caption`, `edit`, `channel_post`, `callback`, `business_message`, `reply`, or
+    /// `consent`, which has no words and is never answered.
     pub kind: String,
     /// The configured name of the bot that it was said to.
     pub bot: Option<String>,
@@ -53,6 +54,9 @@ pub struct Turn {
     pub language_hint: Option<String>,
     /// The words, bounded at intake.
     pub text: String,
+    /// Set in turns of kind `consent`.
+    #[serde(default)]
+    pub consent: Option<Consent>,
     /// Dense number within the conversation (1, 2, 3 …), given by the first processor.
     #[serde(default)]
     pub position: Option<i64>,
@@ -71,6 +75,9 @@ pub struct Turn {
     /// Part of stage `emotion`.
     #[serde(default)]
     pub emotion: Option<Emotion>,
+    /// Part of stage `personality`.
+    #[serde(default)]
+    pub personality: Option<Personality>,
     /// Part of stage `dialogue`.
     #[serde(default)]
     pub dialogue: Option<Dialogue>,
@@ -107,12 +114,14 @@ impl Turn {
             reply_to: None,
             language_hint: None,
             text: text.to_owned(),
+            consent: None,
             position: None,
             stamp: None,
             tier: None,
             skipped: Vec::new(),
             encoding: None,
             emotion: None,
+            personality: None,
             dialogue: None,
         }
     }
@@ -122,6 +131,7 @@ impl Turn {
         match stage {
             "encode" => self.encoding = None,
             "emotion" => self.emotion = None,
+            "personality" => self.personality = None,
             "dialogue" => self.dialogue = None,
             _ => {}
         }
@@ -138,6 +148,16 @@ pub struct Sender {
     pub name: Option<String>,
     /// Whether a bot speaks.
     pub bot: bool,
+}
+
+/// What a sender says about being profiled, from its turn on: in its conversation, whoever else speaks there. Without it
+/// nobody is profiled. The time is that of the turn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Consent {
+    /// Given, or withdrawn: then what was gathered goes.
+    pub granted: bool,
+    /// Version of the text that the person agreed to.
+    pub text_version: String,
 }
 
 /// A place in `turns.received`: the last turn folded into a slice of a context, or where a turn came from.

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, Sequence};
+use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence};
 use schemas::{Codec, DecodeError, Delivery, Feedback, Kind, Payload, Redrive, Reject, Reply, Turn};
 
 fn avro(folder: &str, kind: Kind, extension: &str) -> PathBuf {
@@ -48,6 +48,7 @@ fn every_kind_is_written_as_it_was_committed() {
     check::<EncodeSlice>();
     check::<EmotionSlice>();
     check::<DialogueSlice>();
+    check::<PersonalitySlice>();
 }
 
 #[test]
@@ -61,7 +62,7 @@ fn a_foreign_value_is_told_apart_by_what_is_wrong_with_it() {
     let mut broken = turn;
     broken.truncate(5);
     broken.extend_from_slice(&[0xff; 9]);
-    assert!(matches!(codec.decode::<Turn>(&broken), Err(DecodeError::Malformed { id: 10, .. })));
+    assert!(matches!(codec.decode::<Turn>(&broken), Err(DecodeError::Malformed { id: 12, .. })));
 }
 
 #[test]

@@ -106,12 +106,14 @@ fn turn(conversation: &str, position: i64) -> Turn {
         reply_to: None,
         language_hint: None,
         text: format!("turn {position}"),
+        consent: None,
         position: Some(position),
         stamp: None,
         tier: None,
         skipped: Vec::new(),
         encoding: None,
         emotion: None,
+        personality: None,
         dialogue: None,
     }
 }

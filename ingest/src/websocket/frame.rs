@@ -3,9 +3,10 @@
 //! Promises: pure; a frame at fault never hides its neighbours in a batch; unknown fields are left alone, so that a
 //! client may be newer than the server. A frame at fault is not kept as a reject: its sender is there to be told.
 //!
-//! A frame is one object, `{"batch": […]}`, or a bare array of objects.
+//! A frame is one object, `{"batch": […]}`, or a bare array of objects. One with `consent` instead of `text` says whether
+//! its sender may be profiled in that conversation: it becomes a turn of kind `consent`.
 
-use schemas::{Sender, TraceParent, Turn, time};
+use schemas::{Consent, Sender, TraceParent, Turn, time};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -21,6 +22,8 @@ const ID_BYTES_MAX: usize = 128;
 const NAME_BYTES_MAX: usize = 256;
 /// Longest language tag, in bytes (RFC 5646, section 4.4.1).
 const LANGUAGE_BYTES_MAX: usize = 35;
+/// Longest version of the text that a person agrees to, in bytes.
+const VERSION_BYTES_MAX: usize = 64;
 /// How far a client's clock may run ahead of ours, in milliseconds.
 const AHEAD_MS_MAX: i64 = 24 * 60 * 60 * 1000;
 
@@ -114,15 +117,28 @@ fn fields(id: &str, mut members: Map<String, Value>, received_at: i64, bounds: B
         return Err(Fault::invalid("conversation", message));
     }
     let sender = sender(members.remove("sender"))?;
-    let text = text(members.remove("text"), bounds.text_bytes_max)?;
+    let consent = consent(members.remove("consent"))?;
+    let text = match (&consent, members.remove("text")) {
+        (None, said) => text(said, bounds.text_bytes_max)?,
+        (Some(_), None | Some(Value::Null)) => String::new(),
+        (Some(_), Some(_)) => {
+            return Err(Fault::invalid("text", "stands beside consent, which has no words: send two frames"));
+        }
+    };
+    if consent.is_some() && sender.bot {
+        return Err(Fault::invalid("consent", "is a person's to give: bots are never profiled"));
+    }
     let at = at(members.remove("at"), received_at)?;
     let reply_to = string(&mut members, "reply_to", ID_BYTES_MAX)?;
     let language_hint = language(string(&mut members, "language", LANGUAGE_BYTES_MAX)?)?;
     let correlation_id = string(&mut members, "correlation_id", ID_BYTES_MAX)?;
     let trace = members.get("traceparent").and_then(Value::as_str).and_then(TraceParent::parse);
     let bare = Turn::message(WEBSOCKET, &conversation, &sender.id, id, &text, at);
+    let kind = if consent.is_some() { "consent".to_owned() } else { bare.kind.clone() };
     let turn = Turn {
         received_at,
+        kind,
+        consent,
         sender: Some(sender),
         chat_kind: Some("room".to_owned()),
         message_id: Some(id.to_owned()),
@@ -180,6 +196,25 @@ fn text(value: Option<Value>, bytes_max: usize) -> Result<String, Fault> {
         return Err(Fault::invalid("text", "holds U+0000, which many tools take for its end: send it without"));
     }
     Ok(text)
+}
+
+/// Whether the sender may be profiled, if the frame is about that.
+fn consent(value: Option<Value>) -> Result<Option<Consent>, Fault> {
+    let mut members = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Object(members)) => members,
+        Some(_) => {
+            let message = "must be an object such as {\"granted\": true, \"text_version\": \"2026-01\"}";
+            return Err(Fault::invalid("consent", message));
+        }
+    };
+    let Some(Value::Bool(granted)) = members.remove("granted") else {
+        return Err(Fault::invalid("consent.granted", "must be true or false"));
+    };
+    let version = named(&mut members, "text_version", "consent.text_version", VERSION_BYTES_MAX)?;
+    // Consent to nothing in particular is none; it is withdrawn whatever the text was.
+    let text_version = if granted { required(version, "consent.text_version")? } else { version.unwrap_or_default() };
+    Ok(Some(Consent { granted, text_version }))
 }
 
 /// When it was said: the client's word for it, or else intake's clock.

@@ -322,6 +322,7 @@ fn mood(slice: &EmotionSlice) -> Mood {
         volatility: variance.max(0.0).sqrt() as f32,
         ekman: Ekman::from_array(std::array::from_fn(|class| mean(slice.ekman[class]) as f32)),
         turns: slice.turns,
+        turning: None,
     }
 }
 

@@ -295,7 +295,7 @@ mod tests {
     use super::*;
     use crate::codec::parsed;
     use crate::registry::latest;
-    use crate::slice::{DialogueSlice, EmotionSlice, EncodeSlice, Space};
+    use crate::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Space};
     use crate::{Embedding, Payload, Reject, Turn};
 
     fn check<T: Payload>(value: &T) {
@@ -324,6 +324,7 @@ mod tests {
         check(&Reject { key: None, offset: None, raw: vec![0; 1000], headers: Vec::new(), ..reject });
         check(&EmotionSlice::default());
         check(&DialogueSlice::default());
+        check(&PersonalitySlice::default());
         check(&EmotionSlice { ekman: vec![0.5; 7], valence: f64::NAN, ..EmotionSlice::default() });
         let recent = vec![Embedding::quantise(&[0.5; 256]), Embedding::quantise(&[0.0; 4])];
         check(&EncodeSlice { spaces: vec![Space { model: "m@1".to_owned(), recent }] });

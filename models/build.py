@@ -2,7 +2,7 @@
 
     python3 models/build.py --data DIR [--work .cache/models] [STEP…]
 
-Steps, in order: static, branch, base, encoder, embed, emotion, full, vad, report, golden, dialogue, cards; without a name all
+Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, dialogue, cards; without a name all
 of them. Promises: says what it does; embeddings, the slow part, are kept in the work folder by the checksums of what they
 depend on, so that a run that was cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
 Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
@@ -94,10 +94,14 @@ class Build:
         return static.Static(MODELS / "static", STATIC_TOKENS_MAX)
 
     @property
+    def branches_at(self):
+        """{output: file of its upper layers}."""
+        return {output: self.work / f"branch-{output}.safetensors" for output in encoder.OUTPUTS}
+
+    @property
     def branches(self):
-        """{output: file of its upper layers} of the branches that were trained."""
-        files = {output: self.work / f"branch-{output}.safetensors" for output in encoder.OUTPUTS}
-        return {output: path for output, path in files.items() if path.is_file()}
+        """As `branches_at`, of the branches that were trained."""
+        return {output: path for output, path in self.branches_at.items() if path.is_file()}
 
     @cached_property
     def dev_vectors(self):
@@ -167,14 +171,32 @@ def step_branch(build):
     import branch  # noqa: PLC0415, the one step that needs a deep-learning framework
 
     folder = sources.folder_of(sources.ENCODER, build.work)
-    branch.train(folder, build.texts["train"], build.truth["train"], build.work / "branch-emotion.safetensors", build.say)
+    paths = [build.work / f"branch-emotion-{seed}.safetensors" for seed in branch.SEEDS]
+    data = None
+    for seed, path in zip(branch.SEEDS, paths):
+        if not path.is_file():
+            lines = [row for row in rows_of(build.folder / "xed/en-train.jsonl") if set(row["labels"]) & {*labels.XED, "neutral"}]
+            subtitles = [row["text"] for row in lines], labels.xed_truth(lines)
+            data = data or branch.Data(folder, (build.texts["train"], build.truth["train"]), subtitles, build.work, build.say)
+            branch.train(data, seed, path.with_suffix(".partial"), build.say)
+            path.with_suffix(".partial").replace(path)
+    branch.average(paths, build.branches_at["emotion"])
+    logits = emotion.Shipped(MODELS / "emotion").ngram_logits(build.frequencies["dev"])
+    measured = {}
+    for name, path in [*((f"seed {seed}", path) for seed, path in zip(branch.SEEDS, paths)), ("average", build.branches_at["emotion"])]:
+        tuned = load_file(path)
+        head = branch.vectors(folder, path, build.texts["dev"]) @ tuned["head.weight"].T + tuned["head.bias"]
+        crossed = emotion.crossed(logits, head, build.texts["dev"], build.truth["dev"])
+        figures = emotion.metrics.figures(crossed[0], build.truth["dev"], *crossed[1:], resamples=1)
+        measured[name] = {k: figures[k]["value"] for k in ("macro_f1", "ekman_macro_f1")}
+    build.note("branch", measured)
 
 
 def step_base(build):
     import base  # noqa: PLC0415, as above
 
     folder = sources.folder_of(sources.ENCODER, build.work)
-    base.train(folder, build.folder, build.work, build.work / "branch-embedding.safetensors", build.say)
+    base.train(folder, build.folder, build.work, build.branches_at["embedding"], build.say)
 
 
 def step_embed(build):
@@ -197,10 +219,11 @@ def step_vad(build):
     files = {split: build.folder / f"emobank/{split}.jsonl" for split in ("train", "dev")}
     rows = {split: rows_of(path) for split, path in files.items()}
     inputs = {split: build.vad_inputs(rows[split], path) for split, path in files.items()}
-    rated = {split: vad.rated(rows[split]) for split in files}
-    heads = {tier: vad.fit(x, rated["train"], vad.PULL[tier]) for tier, x in inputs["train"].items()}
-    build.note("vad", {"n": len(rows["dev"])} | {tier: vad.figures(inputs["dev"][tier] @ w.T + b, rated["dev"]) for tier, (w, b) in heads.items()})
-    vad.write(heads, MODELS / "vad")
+    texts = {split: [row["text"] for row in rows[split]] for split in files}
+    grams = {split: build.counter.matrix(texts[split]) for split in files}
+    vad.train(texts["train"], inputs["train"], grams["train"], vad.rated(rows["train"]), MODELS / "vad", build.say)
+    said = {tier: vad.answers(MODELS / "vad", tier, x, grams["dev"]) for tier, x in inputs["dev"].items()}
+    build.note("vad", {"n": len(rows["dev"])} | {tier: vad.figures(x, vad.rated(rows["dev"])) for tier, x in said.items()})
 
 
 def step_report(build):
@@ -213,6 +236,7 @@ def step_golden(build):
     shipped = emotion.Shipped(MODELS / "emotion")
     n = golden.write(build.texts["dev"], MODELS / "golden/emotion.jsonl", build.session, build.tokenizer, build.static, shipped, build.counter)
     build.say(f"{n} golden texts")
+    golden.write_real(build.folder, MODELS / "golden/texts.jsonl.gz", build.tokenizer, build.static.tokenizer, build.counter)
 
 
 def step_dialogue(build):
@@ -237,18 +261,19 @@ def step_cards(build):
     card.write(MODELS, "dialogue", data=["CLINC150 train", "Banking77 train", "HWU64 train", "STAR train", "BYU chit-chat", "Synthetic-Persona-Chat"],
                needs=["encoder", "static"], dev=build.noted("dialogue"))
     measured = build.noted("report")
-    card.write(MODELS, "emotion", data=["GoEmotions train", "GoEmotions dev (fusion and thresholds of the full tier)"], needs=["encoder", "static"], dev=measured)
+    card.write(MODELS, "emotion", data=["GoEmotions train", "GoEmotions dev (fusion and thresholds of the full tier)", "XED English train (the branch)"],
+               needs=["encoder", "static"], dev=measured, seeds=build.noted("branch"))
     card.write(MODELS, "vad", data=["EmoBank train"], needs=["encoder", "static", "emotion"], dev=build.noted("vad"))
     report.write_table(MODELS / "emotion/README.md", measured)
 
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
-         (step_static, step_branch, step_base, step_encoder, step_embed, step_emotion, step_full, step_vad, step_report, step_golden, step_dialogue, step_cards)}
+         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_dialogue, step_cards)}
 
 
 def main():
     parser = argparse.ArgumentParser(description="Build Undertone's model files.")
-    parser.add_argument("--data", required=True, help="folder that holds goemotions/ and emobank/, each with train.jsonl and dev.jsonl")
+    parser.add_argument("--data", required=True, help="folder that holds goemotions/, xed/, emobank/ and the sets of intents, each with train.jsonl and dev.jsonl")
     parser.add_argument("--work", default=MODELS.parent / ".cache/models", help="folder for downloads and intermediate results")
     parser.add_argument("steps", nargs="*", help=f"of {', '.join(STEPS)}; all by default")
     arguments = parser.parse_args()

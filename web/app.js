@@ -7,6 +7,8 @@ const EMOTIONS_SHOWN = 3;    // bars a turn
 const TREND_MIN = 0.05;      // a trend within this of nothing is none
 const HUES = 6;              // colours of names: --who-0 and so on
 const EMOTION_MIN = 0.1;     // probability below which a bar says nothing
+const COMMON_ACT = "inform"; // goes without saying
+const TURNING = { escalating: "tension rises", relieved: "relief" };
 const RETRY_FIRST_MS = 250;
 const RETRY_LONGEST_MS = 5000;
 const LIST_EVERY_MS = 5000;
@@ -76,8 +78,33 @@ function bubble(turn) {
   head.append(element("strong", "", who), time);
   item.append(head, element("p", "text", turn.text));
   if (turn.emotion) item.append(bars(turn.emotion));
-  else item.append(element("p", "none", "no emotion was read from this turn"));
+  else item.append(element("p", "none", whyNot(turn)));
+  const said = tags(turn);
+  if (said.length) {
+    const box = element("ul", "tags");
+    box.append(...said.map(([text, kind]) => element("li", kind, text)));
+    item.append(box);
+  }
   return item;
+}
+
+function whyNot(turn) {
+  const reason = (turn.skipped || []).find((skipped) => skipped.stage === "emotion")?.reason;
+  return reason === "unsupported_language" ? "in a language that the models do not read" : "no emotion was read from this turn";
+}
+
+// What else was read from a turn, in a few words: where the mood turns, what the words do, what is wanted.
+function tags(turn) {
+  const said = [];
+  const turning = turn.emotion?.mood?.turning;
+  if (turning) said.push([TURNING[turning] || turning, `turning ${turning}`]);
+  const dialogue = turn.dialogue;
+  if (!dialogue) return said;
+  if (dialogue.act !== COMMON_ACT) said.push([dialogue.act, "act"]);
+  for (const intent of dialogue.intents.filter((intent) => !intent.out_of_scope)) {
+    said.push([`${intent.name.replaceAll("_", " ")} ${Math.round(intent.probability * 100)} %`, "intent"]);
+  }
+  return said;
 }
 
 function moodWords(mood) {

@@ -53,6 +53,7 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
                 ekman: probabilities.ekman(),
                 turns: position,
                 turning: Some("relieved".to_owned()),
+                tension: 0.125,
             }),
         }),
         personality: Some(Personality {

@@ -454,6 +454,7 @@ fn turn(n: usize, position: i64) -> Turn {
                 ekman,
                 turns: position,
                 turning: None,
+                tension: 0.125,
             }),
         }),
         personality: None,

@@ -56,33 +56,6 @@ def chat_of(data):
     return [t for texts, n in kinds for t in rng.sample(sorted(t for t in texts if 3 < len(t) < 300), n)]
 
 
-def batches(rows, lengths, rng):
-    """Indices in groups of equal length, in an order drawn anew."""
-    by, rows = {}, list(rows)
-    rng.shuffle(rows)
-    for i in rows:
-        by.setdefault(int(lengths[i]), []).append(i)
-    out = [same[k:k + TEXTS] for same in by.values() for k in range(0, len(same), TEXTS)]
-    rng.shuffle(out)
-    return out
-
-
-def activations(model, ids, kept):
-    """What the shared layers say of every token, one text after another, and the published vectors."""
-    lengths = np.array([len(i) for i in ids])
-    begin = np.concatenate([[0], np.cumsum(lengths)])
-    rows = np.lib.format.open_memmap(kept, mode="w+", dtype=np.float16, shape=(int(begin[-1]), bert.HIDDEN))
-    vectors = np.zeros((len(ids), bert.HIDDEN), np.float32)
-    model.eval()
-    with torch.no_grad():
-        for batch in batches(range(len(ids)), lengths, random.Random(SEED)):
-            hidden = model.lower(torch.tensor([ids[i] for i in batch]))
-            vectors[batch] = model.upper(hidden).numpy()
-            for i, row in zip(batch, hidden.numpy()):
-                rows[begin[i]:begin[i + 1]] = row
-    return rows, begin, vectors
-
-
 def train(folder, data, work, out, say=print):
     torch.manual_seed(SEED)
     rng = random.Random(SEED)
@@ -91,8 +64,8 @@ def train(folder, data, work, out, say=print):
     tokenizer = encoder.tokenizer_of(folder, TOKENS_MAX)
     model = bert.Encoder(folder, DROPOUT)
     say(f"shared layers of {len(texts)} texts")
-    rows, begin, before = activations(model, [e.ids for e in tokenizer.encode_batch(texts)], work / "base-activations.npy")
-    lengths = np.diff(begin)
+    kept = bert.Activations(model, [e.ids for e in tokenizer.encode_batch(texts)], work / "base-activations.npy", vectors=True)
+    lengths, before = kept.lengths, kept.vectors
     names = sorted({name for name, _, _ in wanted})
     index = [{intent: k for k, intent in enumerate(sorted({i for n, _, i in wanted if n == name}))} for name in names]
     which = np.array([names.index(name) for name, _, _ in wanted])
@@ -103,16 +76,16 @@ def train(folder, data, work, out, say=print):
     groups = [([p for p in net.parameters() if p.dim() > 1], 1, DECAY), ([p for p in net.parameters() if p.dim() < 2], 1, 0), (list(directions), FASTER, 0)]
     optimiser = torch.optim.AdamW([{"params": p, "weight_decay": d} for p, _, d in groups], lr=RATE, fused=True)
     chats = range(len(wanted), len(texts))
-    steps = EPOCHS * (len(batches(range(len(wanted)), lengths, random.Random(SEED))) + len(batches(chats[:CHAT_A_EPOCH], lengths, random.Random(SEED))))
+    steps = EPOCHS * (len(bert.batches(range(len(wanted)), lengths, random.Random(SEED), TEXTS)) + len(bert.batches(chats[:CHAT_A_EPOCH], lengths, random.Random(SEED), TEXTS)))
     step, total, started = 0, 0.0, time.monotonic()
     for _ in range(EPOCHS):
-        drawn = [(True, b) for b in batches(range(len(wanted)), lengths, rng)]
-        drawn += [(False, b) for b in batches(rng.sample(chats, CHAT_A_EPOCH), lengths, rng)]
+        drawn = [(True, b) for b in bert.batches(range(len(wanted)), lengths, rng, TEXTS)]
+        drawn += [(False, b) for b in bert.batches(rng.sample(chats, CHAT_A_EPOCH), lengths, rng, TEXTS)]
         rng.shuffle(drawn)
         for asks, batch in drawn:
             for group, (_, faster, _) in zip(optimiser.param_groups, groups):
                 group["lr"] = RATE * faster * min(1, (step + 1) / WARM) * max(0.02, 1 - step / steps)
-            below = torch.from_numpy(np.stack([rows[begin[i]:begin[i + 1]] for i in batch]).astype(np.float32))
+            below = kept.of(batch)
             with torch.autocast("cpu", torch.bfloat16):
                 e = net(below)
             loss = told_apart(e, directions, which[batch], torch.from_numpy(y[batch])) if asks else HELD * held(e, torch.from_numpy(before[batch]))

@@ -4,8 +4,10 @@ Promises: the function of the published checkpoint (mean over the tokens, length
 equal length. Leaves out: everything that is not training; the program runs the exported graph (encoder.py).
 """
 
+import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -100,3 +102,36 @@ class Encoder(nn.Module):
         for layer in self.shared:
             x = layer(x)
         return x
+
+
+def batches(rows, lengths, rng, most):
+    """Indices in groups of equal length, at most so many, in an order drawn anew."""
+    by, rows = {}, list(rows)
+    rng.shuffle(rows)
+    for i in rows:
+        by.setdefault(int(lengths[i]), []).append(i)
+    out = [same[k:k + most] for same in by.values() for k in range(0, len(same), most)]
+    rng.shuffle(out)
+    return out
+
+
+class Activations:
+    """What the shared layers say of every token, one text after another in a file, and where wanted the checkpoint's own vectors."""
+
+    def __init__(self, model, ids, kept, vectors=False):
+        self.lengths = np.array([len(i) for i in ids])
+        self.begin = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.rows = np.lib.format.open_memmap(kept, mode="w+", dtype=np.float16, shape=(int(self.begin[-1]), HIDDEN))
+        self.vectors = np.zeros((len(ids), HIDDEN), np.float32)
+        model.eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            for batch in batches(range(len(ids)), self.lengths, random.Random(1), 96):
+                hidden = model.lower(torch.tensor([ids[i] for i in batch])).float()
+                if vectors:
+                    self.vectors[batch] = model.upper(hidden).numpy()
+                for i, row in zip(batch, hidden.numpy()):
+                    self.rows[self.begin[i]:self.begin[i + 1]] = row
+
+    def of(self, batch):
+        """[texts, tokens, 384] of texts of one length."""
+        return torch.from_numpy(np.stack([self.rows[self.begin[i]:self.begin[i + 1]] for i in batch]).astype(np.float32))

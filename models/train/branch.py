@@ -1,97 +1,103 @@
-"""The emotion branch: the encoder's upper three layers and a linear head, tuned on GoEmotions train.
+"""The emotion branch: the encoder's upper three layers and a linear head, tuned on GoEmotions and on film subtitles.
 
-Promises: the lower three layers stay as they are, so their activations are computed once and kept in memory (about 0.7 GB in
-half precision); batches hold texts of equal length, without padding; says how far it is. The recipe: AdamW, 3 epochs, 64 texts
-a step, rates 2e-4 (layers) and 2e-3 (head) rising over 6 % of the steps and falling to 0, dropout 0.1, gradients cut at length 1,
-binary cross-entropy, the head on ten times the unit vector; bfloat16 where the processor multiplies it.
-Leaves out: anything that looks at dev; quantisation (encoder.py). One seed gives the same order and dropout, not the same bits on
-another processor. Writes Hugging Face's names, layers 3 to 5, and `head.weight` and `head.bias` for the unit vector.
+Promises: the lower three layers stay as they are, so their activations are computed once and kept in a file; batches hold texts
+of equal length, without padding; says how far it is. The recipe: a text of GoEmotions gives the binary cross-entropy of its 28
+labels, and of the seven classes of their Ekman view, 1 - prod(1 - p); a line of XED gives that of six of the classes, whose
+log-odds go through a scale and an offset of their own, because subtitles were annotated by other rules. AdamW, rates 2e-4
+(layers) and 2e-3 (head) rising over 6 % of the steps and falling to 0, 64 texts a step, dropout 0.1, gradients cut at length 1,
+the head on ten times the unit vector; bfloat16 in the linear layers where the processor has it. Several seeds (the order and the
+dropout; all start from the same weights) are trained, and their weights averaged (model soup, Wortsman et al. 2022).
+Leaves out: anything that looks at dev; quantisation (encoder.py). One seed does not give the same bits on another processor.
+Writes Hugging Face's names, layers 3 to 5, and `head.weight` and `head.bias` for the unit vector.
 """
 
-import os
+import random
 import time
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn import functional
-from transformers import BertModel
+from torch.nn import functional as F
 
+import bert
 import encoder
+import labels
 
-EPOCHS, TEXTS, RATE, HEAD_RATE, DECAY, WARM, DROPOUT, STRETCH, SEED = 3, 64, 2e-4, 2e-3, 0.01, 0.06, 0.1, 10.0, 1
+EPOCHS, TEXTS, RATE, HEAD_RATE, DECAY, WARM, DROPOUT, STRETCH = 3, 64, 2e-4, 2e-3, 0.01, 0.06, 0.1, 10.0
+EKMAN_WEIGHT, XED_WEIGHT = 0.3, 0.3
+SEEDS = (1, 2, 3)
 TOLD_EVERY = 100
 
 
-class Branch(nn.Module):
-    def __init__(self, model, prior):
+class Tuned(nn.Module):
+    """A branch with the head on it. `there` is the scale and the offset of each class in subtitles."""
+
+    def __init__(self, upper, prior):
         super().__init__()
-        self.layers = nn.ModuleList(model.encoder.layer[encoder.SHARED:])
-        for module in self.layers.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = DROPOUT
-        self.head, self.dropout = nn.Linear(encoder.HIDDEN, len(prior)), nn.Dropout(DROPOUT)
+        self.upper, self.dropout = upper, nn.Dropout(DROPOUT)
+        self.head = nn.Linear(bert.HIDDEN, len(prior))
+        self.head.weight.data.zero_()
         self.head.bias.data = torch.tensor(np.log(prior / (1 - prior))).float()
-        self.head.weight.data *= 0.3
+        self.there = nn.Parameter(torch.tensor([[1.0], [0.0]]).repeat(1, len(labels.XED)))
 
     def forward(self, below):
-        for layer in self.layers:
-            below = layer(below)
-            below = below[0] if isinstance(below, tuple) else below
-        return self.head(self.dropout(functional.normalize(below.float().mean(1), dim=1)) * STRETCH)
+        return self.head(self.dropout(self.upper(below)) * STRETCH)
 
 
-def batches(lengths, random=None):
-    """Indices in groups of equal length; drawn anew each time when there is a generator."""
-    order, out, start = np.argsort(lengths + (random.random(len(lengths)) * 0.9 if random else 0), kind="stable"), [], 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and end - start < TEXTS and lengths[order[end]] == lengths[order[start]]:
-            end += 1
-        out.append(order[start:end])
-        start = end
-    if random:
-        random.shuffle(out)
-    return out
+def ekman(logits):
+    """Log-odds of 1 - prod(1 - p) over each class's members."""
+    none = torch.stack([F.softplus(logits[:, m]).sum(1) for m in labels.EKMAN_MEMBERS], 1)
+    return none + torch.log(-torch.expm1(-none).clamp(max=-1e-6))
 
 
-def activations(model, ids):
-    """What the shared layers say of every text: rows of all texts one after another, and where each begins."""
-    lengths = np.array([x.shape[1] for x in ids])
-    begin = np.concatenate([[0], np.cumsum(lengths)])
-    out = np.zeros((begin[-1], encoder.HIDDEN), np.float16)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for batch in batches(lengths):
-            tokens = torch.from_numpy(np.concatenate([ids[i] for i in batch]))
-            rows = model(tokens, output_hidden_states=True).hidden_states[encoder.SHARED].float().numpy()
-            for i, row in zip(batch, rows):
-                out[begin[i]:begin[i + 1]] = row
-    return out, begin
+def entropy(logits, truth):
+    """Binary cross-entropy, summed over the labels, mean over the texts."""
+    return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(1).mean()
 
 
-def train(folder, texts, truth, out, say=print):
-    torch.set_num_threads(int(os.environ.get("THREADS", os.cpu_count())))
-    torch.manual_seed(SEED)
-    random = np.random.default_rng(SEED)
-    model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    ids = encoder.encode_ids(encoder.tokenizer_of(folder), texts)
-    say("shared layers")
-    rows, begin = activations(model, ids)
-    lengths = np.diff(begin)
-    net = Branch(model, np.clip(truth.mean(0), 1e-4, 1 - 1e-4)).train()
-    upper = [p for name, p in net.named_parameters() if not name.startswith("head")]
-    optimiser = torch.optim.AdamW([{"params": upper, "lr": RATE, "weight_decay": DECAY},
-                                   {"params": net.head.parameters(), "lr": HEAD_RATE, "weight_decay": 0}], betas=(0.9, 0.98))
-    steps = len(batches(lengths)) * EPOCHS
+class Data:
+    """GoEmotions first, then subtitles: what the shared layers say of them, and the truth of each."""
+
+    def __init__(self, folder, emotions, subtitles, work, say=print):
+        (texts, self.truth), (lines, self.classes) = emotions, subtitles
+        self.emotions, self.count = len(texts), len(texts) + len(lines)
+        say(f"shared layers of {self.count} texts")
+        self.model = lambda: bert.Encoder(folder, DROPOUT)
+        ids = [e.ids for e in encoder.tokenizer_of(folder).encode_batch(texts + lines)]
+        self.kept = bert.Activations(self.model(), ids, work / "branch-activations.npy")
+        self.ekman = np.stack([self.truth[:, m].max(1) for m in labels.EKMAN_MEMBERS], 1)
+
+    def drawn(self, rng):
+        """Batches in an order drawn anew, each of one kind."""
+        kinds = (range(self.emotions), range(self.emotions, self.count))
+        out = [b for kind in kinds for b in bert.batches(kind, self.kept.lengths, rng, TEXTS)]
+        rng.shuffle(out)
+        return out
+
+    def loss(self, net, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = net(self.kept.of(batch))
+        logits = logits.float()
+        if batch[0] >= self.emotions:
+            rows = [i - self.emotions for i in batch]
+            return XED_WEIGHT * entropy(ekman(logits)[:, : len(labels.XED)] * net.there[0] + net.there[1], torch.from_numpy(self.classes[rows]))
+        return entropy(logits, torch.from_numpy(self.truth[batch])) + EKMAN_WEIGHT * entropy(ekman(logits), torch.from_numpy(self.ekman[batch]))
+
+
+def train(data, seed, out, say=print):
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    net = Tuned(data.model().upper, np.clip(data.truth.mean(0), 1e-4, 1 - 1e-4)).train()
+    own = [net.there, *net.head.parameters()]
+    groups = [{"params": list(net.upper.parameters()), "lr": RATE, "weight_decay": DECAY}, {"params": own, "lr": HEAD_RATE, "weight_decay": 0}]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    steps = len(data.drawn(random.Random(seed))) * EPOCHS
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: min((i + 1) / (WARM * steps), max(0.0, (steps - i) / (steps * (1 - WARM)))))
     step, total, started = 0, 0.0, time.monotonic()
     for _ in range(EPOCHS):
-        for batch in batches(lengths, random):
-            below = torch.from_numpy(np.stack([rows[begin[i]:begin[i + 1]] for i in batch]).astype(np.float32))
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = net(below)
-            loss = functional.binary_cross_entropy_with_logits(logits.float(), torch.from_numpy(truth[batch]), reduction="none").sum(1).mean()
+        for batch in data.drawn(rng):
+            loss = data.loss(net, batch)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -99,13 +105,29 @@ def train(folder, texts, truth, out, say=print):
             rate.step()
             step, total = step + 1, total + loss.item()
             if step % TOLD_EVERY == 0:
-                say(f"branch: step {step} of {steps}, loss {total / TOLD_EVERY:.3f}, {time.monotonic() - started:.0f} s")
+                say(f"branch {seed}: step {step} of {steps}, loss {total / TOLD_EVERY:.3f}, {time.monotonic() - started:.0f} s")
                 total = 0.0
-    write(net.state_dict(), out)
+    named = {}
+    for i, layer in enumerate(net.upper.layers, bert.SHARED):
+        named |= layer.written(f"encoder.layer.{i}.")
+    save_file(named | {"head.weight": net.head.weight.detach() * STRETCH, "head.bias": net.head.bias.detach()}, str(out))
 
 
-def write(state, out):
-    """Saves the tuned weights under Hugging Face's names; the head's stretch goes into its weight."""
-    named = {f"encoder.layer.{int(k.split('.')[1]) + encoder.SHARED}.{k.split('.', 2)[2]}": v for k, v in state.items() if k.startswith("layers.")}
-    named |= {"head.weight": state["head.weight"] * STRETCH, "head.bias": state["head.bias"]}
-    save_file({k: v.float().contiguous() for k, v in named.items()}, str(out))
+def average(paths, out):
+    """The mean of several runs' weights."""
+    runs = [load_file(str(path)) for path in paths]
+    save_file({k: torch.stack([run[k] for run in runs]).mean(0) for k in runs[0]}, str(out))
+
+
+def vectors(folder, path, texts):
+    """In float, what a trained branch says of texts: [texts, 384]."""
+    model = bert.Encoder(folder)
+    raw = load_file(str(path))
+    for i, layer in enumerate(model.upper.layers, bert.SHARED):
+        layer.read(raw, f"encoder.layer.{i}.")
+    ids = [e.ids for e in encoder.tokenizer_of(folder).encode_batch(texts)]
+    lengths, out = np.array([len(i) for i in ids]), np.zeros((len(texts), bert.HIDDEN), np.float32)
+    with torch.no_grad():
+        for batch in bert.batches(range(len(ids)), lengths, random.Random(1), TEXTS):
+            out[batch] = model.upper(model.lower(torch.tensor([ids[i] for i in batch]))).numpy()
+    return out

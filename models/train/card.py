@@ -14,7 +14,7 @@ HEAD = ["bias", *GRAMS, "threshold", "weight"]
 
 FAMILIES = {
     "encoder": {
-        "model": "undertone-encoder-int8", "version": "2", "licence": "Apache-2.0",
+        "model": "undertone-encoder-int8", "version": "3", "licence": "Apache-2.0",
         "files": {
             "encoder.onnx": (["input_ids", "attention_mask", "token_type_ids"], ["embedding", "emotion"]),
             "tokenizer.json": ([], []),
@@ -25,7 +25,7 @@ FAMILIES = {
         "files": {"static.safetensors": ([], ["embeddings", "scale"]), "tokenizer.json": ([], [])},
     },
     "emotion": {
-        "model": "undertone-emotion", "version": "2", "licence": "Apache-2.0",
+        "model": "undertone-emotion", "version": "3", "licence": "Apache-2.0",
         "files": {
             "ngram.safetensors": ([], ["bias", "idf", "weight", "weight_scale"]),
             "head.safetensors": ([], [f"{t}.{n}" for t in ("fast", "full") for n in ("bias", "ekman_threshold", "fusion", "threshold", "weight")]),
@@ -39,8 +39,8 @@ FAMILIES = {
         },
     },
     "vad": {
-        "model": "undertone-vad", "version": "1", "licence": "CC-BY-SA-4.0",
-        "files": {"vad.safetensors": ([], ["fast.bias", "fast.weight", "full.bias", "full.weight"])},
+        "model": "undertone-vad", "version": "2", "licence": "CC-BY-SA-4.0",
+        "files": {"vad.safetensors": ([], [f"{tier}.{name}" for tier in ("fast", "full") for name in ("bias", "share", "weight")] + [f"ngram.{name}" for name in ("bias", "idf", "weight", "weight_scale")])},
     },
 }
 

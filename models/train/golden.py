@@ -3,11 +3,18 @@
 Promises: one JSON object a line: `text`; `tokens` (the encoder's, at most 128, special ones included); `full` and `fast` (28
 probabilities); and on the first lines also `ngram` ({features, buckets, checksum, first}), `ngram_logits`, `static` (first 8
 components before quantising), `embedding` ({scale, first: 8 steps}). The checksum is FNV-1a with 64 bits, in hexadecimal,
-over bucket and count as little-endian u32, buckets rising. Leaves out: labels; this is no test of quality.
+over bucket and count as little-endian u32, buckets rising.
+
+A second file holds 10,000 real texts, one JSON object a line, gzipped: `text`, and CRC-32 of what three readers make of it,
+each a sequence of little-endian u32: `encoder` and `static` (ids of the tokens, at most 128 and 512) and `ngram` (bucket and
+count, buckets rising). Leaves out: labels; this is no test of quality.
 """
 
+import gzip
 import json
+import random
 import struct
+import zlib
 
 import numpy as np
 
@@ -36,6 +43,36 @@ def checksum(counts):
         for byte in struct.pack("<II", b, counts[b]):
             value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
     return f"{value:016x}"
+
+
+REAL, LONG, LONG_CHARACTERS = 10_000, 10, 10_000
+
+
+def real(data):
+    """Comments, subtitles in eight languages, questionnaire items in 39 languages, and lines of 10 kB made of them."""
+    drawn = random.Random(1)
+    rows = lambda path: sorted({json.loads(line)["text"] for line in open(path, encoding="utf-8")})
+    texts = drawn.sample(rows(data / "goemotions/train.jsonl"), 3000)
+    for path in sorted((data / "xed").glob("*.jsonl")):
+        texts += drawn.sample(rows(path), 350)
+    items = sorted({item["text"] for path in (data / "ipip120").glob("*.json") for item in json.loads(path.read_text())})
+    texts += drawn.sample(items, REAL - LONG - len(texts))
+    for _ in range(LONG):
+        line = ""
+        while len(line) < LONG_CHARACTERS:
+            line += drawn.choice(texts) + drawn.choice([" ", "  ", "\n", ""])
+        texts.append(line)
+    return texts
+
+
+def write_real(data, out, encoder_tokenizer, static_tokenizer, counter):
+    crc = lambda numbers: zlib.crc32(struct.pack(f"<{len(numbers)}I", *numbers))
+    with open(out, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="") as file:
+        for text in real(data):
+            counts = counter.counts(text)
+            row = {"text": text, "encoder": crc(encoder_tokenizer.encode(text).ids), "static": crc(static_tokenizer.encode(text, add_special_tokens=False).ids[:512]),
+                   "ngram": crc([x for b in sorted(counts) for x in (b, counts[b])])}
+            file.write((json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n").encode())
 
 
 def chosen(texts):

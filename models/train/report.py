@@ -29,21 +29,25 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
+def words_matrix(texts, known, learning=True):
+    """Counts of single tokens, 1 + ln n, a column a token; tokens that `known` lacks are added to it, or left out."""
+    rows, columns, values = [0], [], []
+    for text in texts:
+        counts = {}
+        for token in ngram.tokens(ngram.normalise(text)):
+            b = known.setdefault(token, len(known)) if learning else known.get(token)
+            if b is not None:
+                counts[b] = counts.get(b, 0) + 1
+        columns += sorted(counts)
+        values += [1 + np.log(counts[b]) for b in sorted(counts)]
+        rows.append(len(columns))
+    return ngram.csr_matrix((np.array(values, np.float32), columns, rows), shape=(len(texts), ngram.BUCKETS))
+
+
 def words_baseline(texts, truth):
     """Probabilities of train texts (folds) and of dev texts by TF-IDF of single tokens and logistic regression."""
-    known, matrices = {}, {}
-    for split in ("train", "dev"):
-        rows, columns, values = [0], [], []
-        for text in texts[split]:
-            counts = {}
-            for token in ngram.tokens(ngram.normalise(text)):
-                b = known.setdefault(token, len(known)) if split == "train" else known.get(token)
-                if b is not None:
-                    counts[b] = counts.get(b, 0) + 1
-            columns += sorted(counts)
-            values += [1 + np.log(counts[b]) for b in sorted(counts)]
-            rows.append(len(columns))
-        matrices[split] = ngram.csr_matrix((np.array(values, np.float32), columns, rows), shape=(len(texts[split]), ngram.BUCKETS))
+    known = {}
+    matrices = {split: words_matrix(texts[split], known, split == "train") for split in ("train", "dev")}
     fitter = emotion.ngram_fitter()
     unseen = emotion.unseen_logits(texts["train"], matrices["train"], truth["train"], fitter)
     return sigmoid(unseen), sigmoid(fitter(matrices["train"], truth["train"], matrices["dev"]))

@@ -9,6 +9,8 @@ mod bootstrap;
 mod emotion;
 mod figures;
 mod intent;
+mod language;
+mod mood;
 mod transfer;
 mod vad;
 
@@ -26,8 +28,15 @@ use crate::model::Models;
 use crate::stage::Failure;
 
 /// All tasks, as they are listed to people.
-pub const TASKS: &[&dyn Task] =
-    &[&emotion::EmotionTask, &transfer::TransferTask, &vad::VadTask, &intent::IntentTask, &acts::ActsTask];
+pub const TASKS: &[&dyn Task] = &[
+    &emotion::EmotionTask,
+    &transfer::TransferTask,
+    &vad::VadTask,
+    &intent::IntentTask,
+    &acts::ActsTask,
+    &mood::MoodTask,
+    &language::LanguageTask,
+];
 
 /// One thing that models are asked to tell, and how well they do.
 pub trait Task: Sync {
@@ -66,6 +75,8 @@ pub struct Choices {
     pub set: Option<String>,
     /// A file of intents that are named by examples, instead of a set.
     pub examples: Option<PathBuf>,
+    /// The language of texts that name none, as an ISO 639-3 code.
+    pub language: Option<String>,
 }
 
 /// What an evaluation found.

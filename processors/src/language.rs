@@ -22,6 +22,16 @@ pub struct Detected {
     pub confidence: f32,
 }
 
+/// The language that the emotion and dialogue models read.
+pub const MODELS_READ: &str = "eng";
+/// From this confidence another language is believed: a few words are easily taken for another one.
+const SURE: f32 = 0.95;
+
+/// Whether a text is surely in a language that the models do not read.
+pub fn is_surely_foreign(code: &str, confidence: f32) -> bool {
+    code != MODELS_READ && confidence >= SURE
+}
+
 /// A language less probable than this is not named.
 pub const CONFIDENCE_MIN: f32 = 0.5;
 /// Characters that are read of a text.
@@ -68,6 +78,13 @@ pub fn detect(text: &str) -> Option<Detected> {
     let (code, measured) = decide(first, second(text));
     let confidence = measured[LETTERS.iter().filter(|most| letters > **most).count()];
     (confidence >= CONFIDENCE_MIN).then_some(Detected { code, confidence })
+}
+
+/// What the first detector says by itself; it always answers where there are letters.
+pub(crate) fn first_guess(text: &str) -> Option<Detected> {
+    let text = beginning(text);
+    let code = whichlang::detect_language(text).three_letter_code();
+    text.contains(char::is_alphabetic).then_some(Detected { code, confidence: 1.0 })
 }
 
 /// What the second detector says.

@@ -17,6 +17,7 @@ pub mod runtime;
 pub mod sets;
 pub mod tensors;
 pub mod vad;
+mod weigher;
 pub mod wordpiece;
 
 use std::path::Path;
@@ -43,12 +44,14 @@ pub struct Options {
     /// Whether valence, arousal and dominance have a model of their own, whose weights stand under a share-alike licence;
     /// without it they come from the 28 emotions.
     pub vad: bool,
+    /// Whether the transformer is loaded with the first text of the full tier, rather than at the start.
+    pub lazy: bool,
 }
 
 impl Default for Options {
     /// As many cores as the process may use: the standard library reads affinity and cgroup quotas.
     fn default() -> Options {
-        Options { cores: thread::available_parallelism().map_or(1, usize::from), vad: true }
+        Options { cores: thread::available_parallelism().map_or(1, usize::from), vad: true, lazy: false }
     }
 }
 
@@ -80,7 +83,7 @@ impl Models {
             let dialogue = scope.spawn(|| Dialogue::open(Family::open(dir, "dialogue")?));
             let vad = scope.spawn(|| options.vad.then(|| Vad::open(&Family::open(dir, "vad")?)).transpose());
             let encoder = Runtime::load(onnxruntime)
-                .and_then(|runtime| Encoder::open(&Family::open(dir, "encoder")?, runtime, options.cores));
+                .and_then(|runtime| Encoder::open(Family::open(dir, "encoder")?, runtime, options.cores, options.lazy));
             let (words, expression) = (cores::joined(words.join()), cores::joined(expression.join()));
             (encoder, words, expression, cores::joined(dialogue.join()), cores::joined(vad.join()))
         });
@@ -126,3 +129,6 @@ impl Models {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

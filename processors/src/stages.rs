@@ -9,15 +9,16 @@ mod memo;
 
 use std::sync::Arc;
 
-use schemas::{Skipped, Turn};
+use schemas::{Encoding, Skipped, Turn};
 
+use crate::language::is_surely_foreign;
 use crate::model::Models;
 use crate::stage::AnyStage;
 
 pub use dialogue::{Dialogues, OPEN_QUESTIONS_MAX, SLOTS_MAX};
 pub use emotion::{
-    Emotions, HALF_LIFE_MS, HALF_LIFE_TURNS, RECENT_HALF_LIFE_MS, RECENT_HALF_LIFE_TURNS, from_emotions, intensity,
-    valence,
+    Emotions, HALF_LIFE_MS, HALF_LIFE_TURNS, PLEASANT_MIN, RECENT_HALF_LIFE_MS, RECENT_HALF_LIFE_TURNS, TENSE_MIN,
+    Turning, from_emotions, intensity, tension, valence,
 };
 pub use encode::{Encode, RECENT_MAX, SPACES_MAX};
 
@@ -43,6 +44,12 @@ pub mod reason {
     pub const OTHER_ENCODER: &str = "other_encoder";
     /// The text is surely in a language that the stage's model does not read.
     pub const UNSUPPORTED_LANGUAGE: &str = "unsupported_language";
+}
+
+/// Whether a text is surely in a language that the models do not read.
+fn is_foreign(encoding: &Encoding) -> bool {
+    let language = encoding.language.as_deref().zip(encoding.language_confidence);
+    language.is_some_and(|(code, confidence)| is_surely_foreign(code, confidence))
 }
 
 /// Notes, once a stage, why its part is absent; `None` takes an older note away.

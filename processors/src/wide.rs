@@ -6,16 +6,16 @@
 
 /// Declares functions that are compiled twice, for AVX2 and for whatever the target has, and chosen when they are called.
 macro_rules! wide {
-    ($($(#[$doc:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => { $(
+    ($($(#[$doc:meta])* $visibility:vis fn $name:ident$(<const $size:ident: usize>)?($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => { $(
         $(#[$doc])*
-        $visibility fn $name($($argument: $type),*) $(-> $result)? {
+        $visibility fn $name$(<const $size: usize>)?($($argument: $type),*) $(-> $result)? {
             #[inline(always)]
-            fn portable($($argument: $type),*) $(-> $result)? $body
+            fn portable$(<const $size: usize>)?($($argument: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,popcnt")]
-                fn avx2($($argument: $type),*) $(-> $result)? {
+                fn avx2$(<const $size: usize>)?($($argument: $type),*) $(-> $result)? {
                     portable($($argument),*)
                 }
                 if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("popcnt") {

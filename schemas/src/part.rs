@@ -211,6 +211,9 @@ pub struct Mood {
     /// What turned with this turn: `escalating`, `relieved`, or nothing.
     #[serde(default)]
     pub turning: Option<String>,
+    /// How probable distress was in what was said lately: decayed mean, 0 to 1.
+    #[serde(default)]
+    pub tension: f32,
 }
 
 /// Part of stage `personality`, of a sender who consented: a weak signal, never a ground for decisions about a person.

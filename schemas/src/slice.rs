@@ -52,6 +52,12 @@ pub struct EmotionSlice {
     pub recent_weight: f64,
     /// As `valence`, with the short half-life.
     pub recent_valence: f64,
+    /// Decayed sum of the tension, with the short half-life.
+    #[serde(default)]
+    pub recent_tension: f64,
+    /// The last turn that took a side: -1 tense, 1 pleasant; 0 before there was one.
+    #[serde(default)]
+    pub side: i32,
 }
 
 /// Slice of stage `dialogue`: who spoke, what is open, what was given.

@@ -163,6 +163,9 @@ struct Eval {
     /// Intents of your own, each with example sentences, for intent.
     #[arg(long, value_name = "FILE", conflicts_with = "set")]
     examples: Option<PathBuf>,
+    /// Language of the texts, as an ISO 639-3 code, for language; that of each line if absent.
+    #[arg(long, value_name = "CODE")]
+    language: Option<String>,
     /// One JSON object, rather than a table.
     #[arg(long)]
     json: bool,

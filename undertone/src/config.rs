@@ -296,12 +296,24 @@ pub struct Models {
     pub onnxruntime: PathBuf,
     /// Whether valence, arousal and dominance have a model of their own.
     pub vad: bool,
+    /// When the transformer is loaded.
+    pub load: Load,
+}
+
+/// `[models] load`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Load {
+    /// At the start.
+    Start,
+    /// With the first text of the full tier.
+    Lazy,
 }
 
 impl Models {
     /// How models run.
     pub fn options(&self) -> processors::Options {
-        processors::Options { vad: self.vad, ..processors::Options::default() }
+        processors::Options { vad: self.vad, lazy: self.load == Load::Lazy, ..processors::Options::default() }
     }
 }
 

@@ -5,7 +5,7 @@
 //! only texts of equal token length share a call, so that there is no padding. Leaves out: caching, which the stage does.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use ort::session::Session;
@@ -45,29 +45,60 @@ pub struct Encoded {
 #[derive(Debug)]
 pub struct Encoder {
     tokenizer: WordPiece,
-    sessions: Sessions,
-    model: String,
-    version: String,
+    graph: Graph,
+    provenance: Provenance,
+}
+
+/// The family's graph, loaded when it is first asked for.
+#[derive(Debug)]
+struct Graph {
+    family: Family,
+    runtime: Runtime,
+    /// Single-threaded sessions.
+    count: usize,
+    loaded: OnceLock<Sessions>,
+    /// Held while it is loaded, so that that is done once.
+    loading: Mutex<()>,
+}
+
+impl Graph {
+    fn sessions(&self) -> Result<&Sessions, Failure> {
+        if let Some(sessions) = self.loaded.get() {
+            return Ok(sessions);
+        }
+        let _once = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.loaded.get() {
+            Some(sessions) => Ok(sessions),
+            None => {
+                let sessions = Sessions::open(self.runtime.clone(), &self.family, GRAPH, self.count)?;
+                Ok(self.loaded.get_or_init(|| sessions))
+            }
+        }
+    }
 }
 
 impl Encoder {
-    /// Loads the family's graph into `sessions` single-threaded sessions, and its tokenizer.
+    /// Loads the family's tokenizer, and its graph for `count` single-threaded sessions: now, or with the first text if it
+    /// `waits`.
     ///
     /// # Errors
     /// [`Failure::Model`].
-    pub fn open(family: &Family, runtime: Runtime, sessions: usize) -> Result<Encoder, Failure> {
-        let (tokenizer, sessions) = thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| WordPiece::open(family, TOKENIZER));
-            let sessions = Sessions::open(runtime, family, GRAPH, sessions);
-            (joined(tokenizer.join()), sessions)
-        });
+    pub fn open(family: Family, runtime: Runtime, count: usize, waits: bool) -> Result<Encoder, Failure> {
         let (model, version) = (family.card().model.clone(), family.card().version.clone());
-        Ok(Encoder { tokenizer: tokenizer?, sessions: sessions?, model, version })
+        let provenance = Provenance { model, version, tier: Tier::Full };
+        let graph = Graph { family, runtime, count, loaded: OnceLock::new(), loading: Mutex::new(()) };
+        let (tokenizer, loaded) = thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| WordPiece::open(&graph.family, TOKENIZER));
+            let loaded = if waits { Ok(()) } else { graph.sessions().map(|_| ()) };
+            (joined(tokenizer.join()), loaded)
+        });
+        loaded?;
+        Ok(Encoder { tokenizer: tokenizer?, graph, provenance })
     }
 
     /// What stands in the provenance of its parts.
     pub fn provenance(&self) -> Provenance {
-        Provenance { model: self.model.clone(), version: self.version.clone(), tier: Tier::Full }
+        self.provenance.clone()
     }
 
     /// The first [`TOKENS_MAX`] token ids of a text, the special ones included.
@@ -78,12 +109,17 @@ impl Encoder {
     /// What it says of texts, in their order: a lone text at once, many in batches of equal length spread over the cores.
     ///
     /// # Errors
-    /// [`Failure::Run`]: the runtime failed, or returned something that is no vector.
+    /// [`Failure::Run`]: the runtime failed, or returned something that is no vector. [`Failure::Model`] from a graph that
+    /// waited for the first text.
     pub fn encode(&self, texts: &[&str], cores: &Cores) -> Result<Vec<Encoded>, Failure> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sessions = self.graph.sessions()?;
         let tokens = cores.map(texts, TOKENISE_GRAIN, |text| self.tokens(text));
         let batches = batches(&tokens);
         let results =
-            cores.map(&batches, NonZeroUsize::MIN, |batch| self.sessions.with(|session| run(session, &tokens, batch)));
+            cores.map(&batches, NonZeroUsize::MIN, |batch| sessions.with(|session| run(session, &tokens, batch)));
         let mut encoded: Vec<Option<Encoded>> = texts.iter().map(|_| None).collect();
         for (batch, result) in batches.iter().zip(results) {
             for (text, said) in batch.iter().zip(result?) {

@@ -146,12 +146,17 @@ impl Normalised {
 
     /// The buckets of all features, in rising order, each with how often it was met.
     pub fn buckets(&self) -> Vec<(u32, u32)> {
-        let met = sort(self.buckets_where(|_| true));
+        let met = self.sorted(|_| true);
         met.chunk_by(|a, b| a == b).map(|same| (same[0], same.len() as u32)).collect()
     }
 
+    /// The buckets that are `wanted`, in rising order, each as often as it was met.
+    pub fn sorted(&self, wanted: impl Fn(u32) -> bool) -> Vec<u32> {
+        sort(self.buckets_where(wanted))
+    }
+
     /// The buckets that are `wanted`, each as often as it was met, in no order that matters.
-    pub fn buckets_where(&self, wanted: impl Fn(u32) -> bool) -> Vec<u32> {
+    fn buckets_where(&self, wanted: impl Fn(u32) -> bool) -> Vec<u32> {
         let mut met = Met { buckets: vec![0; self.text.len() * FEATURES_MAX], count: 0, wanted };
         let mut before: Option<Hash> = None;
         for padded in self.padded() {
@@ -184,7 +189,7 @@ const DIGITS: usize = 1 << DIGIT_BITS;
 const FEW: usize = 64;
 
 /// Sorts numbers below [`BUCKETS`]: by their lowest bits first, which takes no comparison to be foreseen.
-pub fn sort(mut buckets: Vec<u32>) -> Vec<u32> {
+fn sort(mut buckets: Vec<u32>) -> Vec<u32> {
     if buckets.len() < FEW {
         buckets.sort_unstable();
         return buckets;

@@ -1,4 +1,4 @@
-//! Valence, arousal and dominance: a linear model on the vectors and the probabilities of a text (`models/vad`).
+//! Valence, arousal and dominance: linear models on the vectors, the probabilities and the n-grams of a text (`models/vad`).
 //!
 //! Promises: one file with everything that was trained on share-alike data; without it valence, arousal and dominance come
 //! from the 28 emotions. Sums run in a fixed order. Leaves out: training.
@@ -8,16 +8,18 @@ use schemas::{Embedding, GoEmotions, Provenance, Tier};
 use super::card::Family;
 use super::expression::LABELS;
 use super::tensors::Tensors;
+use super::weigher::Weigher;
 use super::{embed, encoder};
 use crate::stage::Failure;
 
 const FILE: &str = "vad.safetensors";
 /// Valence, arousal, dominance.
-const AXES: usize = 3;
+pub const AXES: usize = 3;
 
 /// The model.
 #[derive(Debug)]
 pub struct Vad {
+    ngram: Weigher<AXES>,
     full: Head,
     fast: Head,
     model: String,
@@ -30,6 +32,8 @@ pub struct Vad {
 struct Head {
     weight: Vec<f32>,
     bias: [f32; AXES],
+    /// What the n-grams' own answer counts.
+    share: [f32; AXES],
 }
 
 impl Vad {
@@ -44,9 +48,11 @@ impl Vad {
             Ok::<_, Failure>(Head {
                 weight: tensors.floats(&format!("{}.weight", tier.name()), &[AXES, inputs])?,
                 bias: tensors.labels(&format!("{}.bias", tier.name()))?,
+                share: tensors.labels(&format!("{}.share", tier.name()))?,
             })
         };
         Ok(Vad {
+            ngram: Weigher::open(&tensors, "ngram.")?,
             full: head(Tier::Full, 2 * encoder::DIMENSION + LABELS)?,
             fast: head(Tier::Fast, embed::DIMENSION + LABELS)?,
             model: family.card().model.clone(),
@@ -59,9 +65,26 @@ impl Vad {
         Provenance { model: self.model.clone(), version: self.version.clone(), tier }
     }
 
-    /// Valence, arousal and dominance of a text, each −1 to 1. `vector` is what the emotion model of the tier reads, of the
+    /// Whether the n-gram model weighs a bucket.
+    pub fn knows(&self, bucket: u32) -> bool {
+        self.ngram.knows(bucket)
+    }
+
+    /// What the n-grams alone say; `buckets` in rising order, each as often as it was met.
+    pub fn words(&self, buckets: &[u32]) -> [f32; AXES] {
+        self.ngram.sums(buckets)
+    }
+
+    /// Valence, arousal and dominance of a text, each −1 to 1. `words` is what its n-grams say, `vector` what the emotion model of the tier reads, of the
     /// tier's dimension.
-    pub fn of(&self, tier: Tier, embedding: &Embedding, vector: &[f32], probabilities: &GoEmotions) -> [f32; AXES] {
+    pub fn of(
+        &self,
+        tier: Tier,
+        words: &[f32; AXES],
+        embedding: &Embedding,
+        vector: &[f32],
+        probabilities: &GoEmotions,
+    ) -> [f32; AXES] {
         let head = match tier {
             Tier::Full => &self.full,
             Tier::Fast => &self.fast,
@@ -75,7 +98,7 @@ impl Vad {
         std::array::from_fn(|axis| {
             let weights = &head.weight[axis * inputs.len()..][..inputs.len()];
             let sum = weights.iter().zip(&inputs).fold(head.bias[axis], |sum, (weight, x)| sum + weight * x);
-            sum.clamp(-1.0, 1.0)
+            (sum + head.share[axis] * words[axis]).clamp(-1.0, 1.0)
         })
     }
 }

@@ -9,9 +9,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use schemas::slice::DialogueSlice;
-use schemas::{Dialogue, DialogueState, Encoding, Intent, Question, Slot, Turn};
+use schemas::{Dialogue, DialogueState, Intent, Question, Slot, Turn};
 
-use super::{note, reason};
+use super::{is_foreign, note, reason};
 use crate::model::Models;
 use crate::model::intents::best;
 use crate::model::ngram::Normalised;
@@ -24,10 +24,6 @@ pub const OPEN_QUESTIONS_MAX: usize = 8;
 pub const SLOTS_MAX: usize = 16;
 
 const NAME: &str = "dialogue";
-/// The language that the models read.
-const LANGUAGE: &str = "eng";
-/// From this confidence another language is believed: commands of a few words are easily taken for another one.
-const LANGUAGE_SURE: f32 = 0.95;
 /// Probability from which an answer is expected.
 const ANSWER_EXPECTED: f32 = 0.5;
 /// Texts that a core looks at together, so that starting a thread is worth it.
@@ -91,12 +87,6 @@ impl Dialogues {
             state: None,
         })
     }
-}
-
-/// Whether a text is surely in a language that the models do not read.
-fn is_foreign(encoding: &Encoding) -> bool {
-    let other = encoding.language.as_deref().is_some_and(|language| language != LANGUAGE);
-    other && encoding.language_confidence.is_some_and(|confidence| confidence >= LANGUAGE_SURE)
 }
 
 impl Stage for Dialogues {

@@ -5,31 +5,29 @@
 //! the encoder again, so that every cut gives the same part; the mood is a few decayed sums, deterministic, whatever the times say. A turn that has no
 //! encoding, or one of an encoder that the head was not trained on, is skipped: the fusion is fitted on both halves, and
 //! half a model would look as sure as a whole one. Valence, arousal and dominance come from a model of their own, or from
-//! the 28 where it is left out ([`from_emotions`]). Leaves out: how the models are trained.
+//! the 28 where it is left out ([`from_emotions`]). A text that is surely in another language than English is skipped.
+//! Leaves out: how the models are trained.
+
+mod mood;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use schemas::slice::EmotionSlice;
-use schemas::{Ekman, Emotion, Encoding, GoEmotions, Mood, Tier, Turn};
+use schemas::{Ekman, Emotion, Encoding, GoEmotions, Tier, Turn};
 
 use super::memo::Memo;
-use super::{note, reason};
+use super::{is_foreign, note, reason};
 use crate::model::Models;
 use crate::model::expression::LABELS;
 use crate::model::ngram::Normalised;
+use crate::model::vad::AXES;
 use crate::stage::{Failure, Stage};
 
-/// After this time a turn counts half in the mood, in milliseconds: ten minutes, so that a mood outlives a pause but not
-/// the day.
-pub const HALF_LIFE_MS: f64 = 600_000.0;
-/// After this many further turns a turn counts half in the mood, whatever the clock says: chats run at very different
-/// paces, and some sources stamp whole bursts with one second.
-pub const HALF_LIFE_TURNS: f64 = 8.0;
-/// As [`HALF_LIFE_MS`], for what happens right now.
-pub const RECENT_HALF_LIFE_MS: f64 = 60_000.0;
-/// As [`HALF_LIFE_TURNS`], for what happens right now.
-pub const RECENT_HALF_LIFE_TURNS: f64 = 2.0;
+pub use mood::{
+    HALF_LIFE_MS, HALF_LIFE_TURNS, PLEASANT_MIN, RECENT_HALF_LIFE_MS, RECENT_HALF_LIFE_TURNS, TENSE_MIN, Turning,
+    tension,
+};
 
 const NAME: &str = "emotion";
 /// Texts that a core looks at together, so that starting a thread is worth it.
@@ -96,17 +94,26 @@ const fn is_same(mut a: &[u8], mut b: &[u8]) -> bool {
     a.is_empty() && b.is_empty()
 }
 
+/// What the n-grams of a text say by themselves.
+#[derive(Debug, Clone)]
+struct Words {
+    /// Log-odds of each emotion.
+    logits: [f32; LABELS],
+    /// Valence, arousal and dominance; 0 without their model.
+    vad: [f32; AXES],
+}
+
 /// The stage.
 #[derive(Debug)]
 pub struct Emotions {
     models: Arc<Models>,
-    ngram: Memo<[f32; LABELS]>,
+    words: Memo<Words>,
 }
 
 impl Emotions {
     /// The stage on loaded models.
     pub fn new(models: Arc<Models>) -> Emotions {
-        Emotions { models, ngram: Memo::new(size_of::<[f32; LABELS]>()) }
+        Emotions { models, words: Memo::new(size_of::<Words>()) }
     }
 
     /// The vectors that the model of a turn's tier reads, taken out of the turns; none where the turn has no encoding, or
@@ -135,18 +142,16 @@ impl Emotions {
     }
 
     /// The part of a turn, or why there is none.
-    fn part(
-        &self,
-        ngram: &[f32; LABELS],
-        encoding: &Encoding,
-        vector: Option<&[f32]>,
-    ) -> Result<Emotion, &'static str> {
+    fn part(&self, words: &Words, encoding: &Encoding, vector: Option<&[f32]>) -> Result<Emotion, &'static str> {
+        if is_foreign(encoding) {
+            return Err(reason::UNSUPPORTED_LANGUAGE);
+        }
         let tier = encoding.provenance.tier;
         let vector =
             vector.filter(|_| encoding.provenance == self.models.embedder(tier)).ok_or(reason::OTHER_ENCODER)?;
         let expression = self.models.expression();
-        let probabilities = expression.probabilities(tier, ngram, vector).ok_or(reason::OTHER_ENCODER)?;
-        let own = self.models.vad().map(|vad| vad.of(tier, &encoding.embedding, vector, &probabilities));
+        let probabilities = expression.probabilities(tier, &words.logits, vector).ok_or(reason::OTHER_ENCODER)?;
+        let own = self.models.vad().map(|vad| vad.of(tier, &words.vad, &encoding.embedding, vector, &probabilities));
         let [valence, arousal, dominance] = own.unwrap_or_else(|| from_emotions(&probabilities));
         Ok(Emotion {
             provenance: expression.provenance(tier),
@@ -173,18 +178,23 @@ impl Stage for Emotions {
         let vectors = self.vectors(turns)?;
         let expression = self.models.expression();
         let texts: Vec<&str> = turns.iter().filter(|t| t.encoding.is_some()).map(|t| t.text.as_str()).collect();
-        let logits = self.ngram.values(&texts, |missing| {
-            let logits = |text: &&str| expression.ngram_logits(&Normalised::of(text));
-            Ok::<_, Failure>(self.models.cores().map(missing, GRAIN, logits))
-        })?;
-        let mut logits = logits.iter();
+        let vad = self.models.vad();
+        let read = |text: &&str| {
+            let knows = |bucket| expression.knows(bucket) || vad.is_some_and(|vad| vad.knows(bucket));
+            let buckets = Normalised::of(text).sorted(knows);
+            let logits = expression.ngram_logits(&buckets);
+            Words { logits, vad: vad.map_or([0.0; AXES], |vad| vad.words(&buckets)) }
+        };
+        let words =
+            self.words.values(&texts, |missing| Ok::<_, Failure>(self.models.cores().map(missing, GRAIN, read)))?;
+        let mut words = words.iter();
         for (turn, vector) in turns.iter_mut().zip(&vectors) {
             let result = match &turn.encoding {
                 None if turn.skipped.iter().any(|s| s.reason == reason::EMPTY_TEXT) => Err(reason::EMPTY_TEXT),
                 None => Err(reason::NO_ENCODING),
                 Some(encoding) => {
-                    let logits = logits.next().expect("every encoded turn has logits");
-                    self.part(logits, encoding, vector.as_deref())
+                    let words = words.next().expect("every encoded turn has words");
+                    self.part(words, encoding, vector.as_deref())
                 }
             };
             note(turn, NAME, result.as_ref().err().copied());
@@ -203,7 +213,7 @@ impl Stage for Emotions {
             let problem = format!("{} turns are damage: run `undertone contexts rebuild`", slice.turns);
             return Err(Failure::Slice { stage: NAME, conversation: turn.conversation.clone(), problem });
         }
-        emotion.mood = Some(fold(slice, turn.at, emotion));
+        emotion.mood = Some(mood::fold(slice, turn.at, emotion));
         Ok(())
     }
 }
@@ -285,45 +295,6 @@ pub fn intensity(probabilities: &GoEmotions) -> f32 {
 fn any(probabilities: &GoEmotions, members: &[bool; LABELS]) -> f32 {
     let members = probabilities.to_array().into_iter().zip(members).filter(|(_, member)| **member);
     1.0 - members.map(|(p, _)| 1.0 - p).product::<f32>()
-}
-
-/// Folds a part into the decayed sums and returns the mood after it. A turn that is older than the latest one counts as
-/// said at the same time, and time never runs back.
-fn fold(slice: &mut EmotionSlice, at: i64, emotion: &Emotion) -> Mood {
-    let elapsed_ms = if slice.turns == 0 { 0 } else { at.saturating_sub(slice.at).max(0) };
-    let decay = |half_ms: f64, half_turns: f64| (-(elapsed_ms as f64) / half_ms - 1.0 / half_turns).exp2();
-    let slow = decay(HALF_LIFE_MS, HALF_LIFE_TURNS);
-    let fast = decay(RECENT_HALF_LIFE_MS, RECENT_HALF_LIFE_TURNS);
-    let (valence, intensity) = (f64::from(emotion.valence), f64::from(emotion.intensity));
-    slice.at = if slice.turns == 0 { at } else { slice.at.max(at) };
-    slice.turns += 1;
-    slice.weight = slice.weight * slow + 1.0;
-    slice.valence = slice.valence * slow + valence;
-    slice.valence_squared = slice.valence_squared * slow + valence * valence;
-    slice.intensity = slice.intensity * slow + intensity;
-    slice.ekman.resize(Ekman::LABELS.len(), 0.0);
-    for (sum, p) in slice.ekman.iter_mut().zip(emotion.ekman.to_array()) {
-        *sum = *sum * slow + f64::from(p);
-    }
-    slice.recent_weight = slice.recent_weight * fast + 1.0;
-    slice.recent_valence = slice.recent_valence * fast + valence;
-    mood(slice)
-}
-
-/// What the sums say. The weight is at least 1 after a turn.
-fn mood(slice: &EmotionSlice) -> Mood {
-    let mean = |sum: f64| sum / slice.weight;
-    let valence = mean(slice.valence);
-    let variance = mean(slice.valence_squared) - valence * valence;
-    Mood {
-        valence: valence as f32,
-        intensity: mean(slice.intensity) as f32,
-        trend: (slice.recent_valence / slice.recent_weight - valence) as f32,
-        volatility: variance.max(0.0).sqrt() as f32,
-        ekman: Ekman::from_array(std::array::from_fn(|class| mean(slice.ekman[class]) as f32)),
-        turns: slice.turns,
-        turning: None,
-    }
 }
 
 #[cfg(test)]

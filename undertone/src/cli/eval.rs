@@ -3,12 +3,13 @@
 //! The result goes to standard output, and what happens meanwhile to the error stream. The figures themselves are
 //! computed by `processors::eval`.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use flate2::read::MultiGzDecoder;
 use processors::Models;
 use processors::eval::{Case, Choices, Figure, Report, TASKS, Task};
 use processors::model::sets;
@@ -39,7 +40,12 @@ pub(super) fn eval(config: &Config, args: &super::Eval) -> anyhow::Result<ExitCo
     let tier = args.tier.into();
     progress(&format!("scoring {lines} texts with the {} tier", schemas::Tier::name(tier)));
     let begun = Instant::now();
-    let choices = Choices { labels: args.labels.clone(), set: args.set.clone(), examples: args.examples.clone() };
+    let choices = Choices {
+        labels: args.labels.clone(),
+        set: args.set.clone(),
+        examples: args.examples.clone(),
+        language: args.language.clone(),
+    };
     let case = Case { models: &models, tier, data: &data, choices: &choices };
     let report = task.run(&case).with_context(|| format!("evaluate on {}", args.data.display()))?;
     progress(&format!("done in {:.1} s", begun.elapsed().as_secs_f64()));
@@ -61,12 +67,18 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
         path.display()
     );
     let data = std::fs::read(path).with_context(|| format!("read {}; check its permissions", path.display()))?;
+    if !data.starts_with(&GZIP_MAGIC) {
+        return Ok(data);
+    }
+    let mut lines = Vec::new();
+    let mut unpacked = MultiGzDecoder::new(data.as_slice()).take(DATA_BYTES_MAX + 1);
+    unpacked.read_to_end(&mut lines).with_context(|| format!("unpack {}; is it whole?", path.display()))?;
     anyhow::ensure!(
-        !data.starts_with(&GZIP_MAGIC),
-        "{} is compressed; unpack it with gunzip and give the JSON lines",
+        lines.len() as u64 <= DATA_BYTES_MAX,
+        "{} unpacks to more than {DATA_BYTES_MAX} bytes; split it",
         path.display()
     );
-    Ok(data)
+    Ok(lines)
 }
 
 fn table(task: &dyn Task, report: &Report) -> String {
@@ -121,11 +133,16 @@ mod tests {
     }
 
     #[test]
-    fn compressed_data_is_refused_with_the_mend() {
+    fn compressed_data_is_unpacked() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dev.jsonl.gz");
-        std::fs::write(&path, [GZIP_MAGIC[0], GZIP_MAGIC[1], 8, 0]).unwrap();
-        assert!(read(&path).unwrap_err().to_string().contains("gunzip"));
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        packed.write_all(b"{}\n").unwrap();
+        let packed = packed.finish().unwrap();
+        std::fs::write(&path, &packed).unwrap();
+        assert_eq!(read(&path).unwrap(), b"{}\n");
+        std::fs::write(&path, &packed[..packed.len() - 9]).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("is it whole?"));
         assert!(read(&dir.path().join("none")).unwrap_err().to_string().contains("check the path"));
     }
 }

@@ -12,6 +12,8 @@ use super::view::{Feeling, Seen, View};
 
 /// Bars of the last turn's emotions.
 const BARS: usize = 8;
+/// The act that goes without saying.
+const COMMON_ACT: &str = "inform";
 /// Below this width there is only room for the words.
 const WIDTH_FOR_PANELS: u16 = 70;
 /// Colours of speakers, in turn.
@@ -62,6 +64,15 @@ fn turn_lines(turn: &Seen, width: usize) -> Vec<Line<'static>> {
             head.push(Span::styled(format!("  {}", plain(label)), Style::new().fg(colour_of(label))));
         }
         head.push(format!("  {:+.2}", emotion.valence).fg(colour_of_valence(emotion.valence)));
+        if let Some(turning) = emotion.mood.as_ref().and_then(|mood| mood.turning.as_deref()) {
+            head.push(format!("  {}", plain(turning)).bold());
+        }
+    }
+    if let Some(meant) = &turn.dialogue {
+        let wanted = meant.intents.iter().filter(|intent| !intent.out_of_scope).map(|intent| intent.name.as_str());
+        for said in [meant.act.as_str()].into_iter().filter(|act| *act != COMMON_ACT).chain(wanted) {
+            head.push(format!("  {}", plain(said)).dim());
+        }
     }
     let mut lines = vec![Line::from(head)];
     lines.extend(wrap(&plain(&turn.text), width.saturating_sub(2)).into_iter().map(|l| Line::from(format!("  {l}"))));
@@ -125,7 +136,7 @@ fn bars(emotion: &Feeling, width: usize) -> Vec<Line<'static>> {
 }
 
 fn mood(frame: &mut Frame<'_>, area: Rect, view: &View) {
-    let last = view.turns.iter().rev().find_map(|turn| turn.emotion.as_ref()?.mood);
+    let last = view.turns.iter().rev().find_map(|turn| turn.emotion.as_ref()?.mood.as_ref());
     let title = last.map_or_else(
         || " mood ".to_owned(),
         |m| format!(" mood {:+.2}  trend {:+.2}  volatility {:.2} ", m.valence, m.trend, m.volatility),
@@ -195,8 +206,11 @@ mod tests {
                 "emotion": {
                     "probabilities": { "joy": 0.5, "sadness": 0.25 * i as f64 }, "labels": ["joy"],
                     "valence": 0.5 - i as f64, "intensity": 0.5,
-                    "mood": { "valence": 0.5 - 0.5 * i as f64, "trend": -0.1, "volatility": 0.2 },
+                    "mood": { "valence": 0.5 - 0.5 * i as f64, "trend": -0.1, "volatility": 0.2, "turning": "relieved" },
                 },
+                "dialogue": { "act": if i == 0 { "inform" } else { "question" }, "intents": [
+                    { "name": "weather", "out_of_scope": false }, { "name": "alarm", "out_of_scope": true },
+                ] },
             });
             view.apply(News::Turn(serde_json::from_value(turn).unwrap()));
         }
@@ -206,10 +220,11 @@ mod tests {
     #[test]
     fn screen_shows_speaker_words_bars_and_mood() {
         let screen = drawn(100, 24, &view());
-        for wanted in ["Ann", "what a lovely day", "and now it rains", "joy", "█", "mood +0.00", "trend -0.10", "0.50"]
-        {
+        let said = ["Ann", "what a lovely day", "and now it rains", "joy", "relieved", "question", "weather"];
+        for wanted in said.into_iter().chain(["█", "mood +0.00", "trend -0.10", "0.50"]) {
             assert!(screen.contains(wanted), "{wanted} is missing:\n{screen}");
         }
+        assert!(!screen.contains("alarm") && !screen.contains("inform"), "{screen}");
     }
 
     #[test]

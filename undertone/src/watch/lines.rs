@@ -42,7 +42,7 @@ fn turn_line(turn: &Seen) -> String {
     let Some(emotion) = &turn.emotion else { return line };
     let top: Vec<String> = emotion.top(3).iter().map(|(label, p)| format!("{label} {p:.2}")).collect();
     line += &format!("  [{}; valence {:+.2}", top.join(", "), emotion.valence);
-    if let Some(mood) = emotion.mood {
+    if let Some(mood) = &emotion.mood {
         line += &format!(", mood {:+.2}", mood.valence);
     }
     line + "]"

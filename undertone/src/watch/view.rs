@@ -27,6 +27,9 @@ pub struct Seen {
     /// What the words express.
     #[serde(default)]
     pub emotion: Option<Feeling>,
+    /// What the words are meant to do.
+    #[serde(default)]
+    pub dialogue: Option<Meant>,
 }
 
 /// Who speaks.
@@ -56,8 +59,27 @@ pub struct Feeling {
     pub mood: Option<Mood>,
 }
 
+/// The part of stage `dialogue`, as far as it is shown.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Meant {
+    /// Such as question.
+    pub act: String,
+    /// One a set.
+    #[serde(default)]
+    pub intents: Vec<Wanted>,
+}
+
+/// What is wanted, among the intents of a set.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Wanted {
+    /// The intent.
+    pub name: String,
+    /// Whether none of the set's is meant.
+    pub out_of_scope: bool,
+}
+
 /// The mood of the conversation.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Mood {
     /// −1 to 1.
     pub valence: f64,
@@ -65,6 +87,9 @@ pub struct Mood {
     pub trend: f64,
     /// 0 to 1.
     pub volatility: f64,
+    /// What turned with the turn.
+    #[serde(default)]
+    pub turning: Option<String>,
 }
 
 impl Seen {
@@ -124,7 +149,7 @@ impl View {
 
     fn take(&mut self, turn: Seen) {
         if let Some(emotion) = &turn.emotion {
-            let mood = emotion.mood.map_or(emotion.valence, |m| m.valence);
+            let mood = emotion.mood.as_ref().map_or(emotion.valence, |m| m.valence);
             push(&mut self.moods, (emotion.valence, mood), MOODS_MAX);
         }
         push(&mut self.turns, turn, TURNS_MAX);

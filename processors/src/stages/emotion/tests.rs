@@ -1,5 +1,7 @@
 //! Laws of the mood and of what is derived from probabilities.
 
+use schemas::Mood;
+
 use super::*;
 
 fn emotion(valence: f32, intensity: f32) -> Emotion {
@@ -13,7 +15,7 @@ fn run(steps: &[(i64, f32)]) -> (EmotionSlice, Mood) {
     let mut slice = EmotionSlice::default();
     let mut last = None;
     for (at, valence) in steps {
-        last = Some(fold(&mut slice, *at, &emotion(*valence, valence.abs())));
+        last = Some(mood::fold(&mut slice, *at, &emotion(*valence, valence.abs())));
     }
     (slice, last.unwrap())
 }
@@ -93,4 +95,38 @@ fn labels_are_sorted_and_never_empty() {
     let p = GoEmotions { joy: 0.6, love: 0.9, anger: 0.4, ..Default::default() };
     assert_eq!(labels(&p, &threshold), ["love", "joy"]);
     assert_eq!(labels(&GoEmotions::default(), &threshold), ["neutral"]);
+}
+
+/// The mood after turns of these probabilities of sadness and joy.
+fn turned(turns: &[(f32, f32)]) -> Vec<Option<String>> {
+    let mut slice = EmotionSlice::default();
+    let mut turning = |(sadness, joy): &(f32, f32)| {
+        let probabilities = GoEmotions { sadness: *sadness, joy: *joy, ..GoEmotions::default() };
+        let emotion = Emotion { ekman: probabilities.ekman(), probabilities, ..emotion(0.0, 0.0) };
+        mood::fold(&mut slice, 0, &emotion).turning
+    };
+    turns.iter().map(&mut turning).collect()
+}
+
+#[test]
+fn a_mood_turns_where_distress_comes_and_where_it_goes() {
+    let (sad, glad, even) = ((TENSE_MIN, 0.0), (0.0, PLEASANT_MIN), (0.3, 0.3));
+    let names = |turns: &[(f32, f32)]| turned(turns).iter().map(|t| t.clone().unwrap_or_default()).collect::<Vec<_>>();
+    assert_eq!(names(&[even, sad, even, sad, glad, even, glad]), ["", "escalating", "", "", "relieved", "", ""]);
+    assert_eq!(names(&[sad, sad, glad]), ["", "", "relieved"], "the first turn turns nothing");
+    assert_eq!(names(&[glad, sad]), ["", "escalating"]);
+    assert_eq!(names(&[even, (TENSE_MIN - 0.01, 0.0), (1.0, 1.0)]), ["", "", ""], "both at once are neither");
+}
+
+#[test]
+fn tension_is_the_recent_mean_of_distress_and_outlives_an_even_turn() {
+    let mut slice = EmotionSlice::default();
+    let mut after = |sadness: f32| {
+        let probabilities = GoEmotions { sadness, annoyance: 1.0, ..GoEmotions::default() };
+        let emotion = Emotion { ekman: probabilities.ekman(), probabilities, ..emotion(0.0, 0.0) };
+        mood::fold(&mut slice, 0, &emotion).tension
+    };
+    assert_eq!(after(0.8), 0.8, "annoyance is no distress");
+    let (once, twice) = (after(0.0), after(0.0));
+    assert!(0.0 < twice && twice < once && once < 0.4, "{once} {twice}");
 }

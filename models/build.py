@@ -2,7 +2,7 @@
 
     python3 models/build.py --data DIR [--work .cache/models] [STEP…]
 
-Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, dialogue, cards; without a name all
+Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, cards; without a name all
 of them. Promises: says what it does; embeddings, the slow part, are kept in the work folder by the checksums of what they
 depend on, so that a run that was cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
 Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
@@ -32,6 +32,7 @@ import golden  # noqa: E402
 import intents  # noqa: E402
 import labels  # noqa: E402
 import ngram  # noqa: E402
+import personality  # noqa: E402
 import report  # noqa: E402
 import sources  # noqa: E402
 import static  # noqa: E402
@@ -40,6 +41,7 @@ import vad  # noqa: E402
 STATIC_TOKENS_MAX = 512
 CALIBRATION, CHECK = 300, 600
 CHAT, GOLDEN = 2000, 500
+PEOPLE = 120
 
 
 def rows_of(path):
@@ -239,6 +241,16 @@ def step_golden(build):
     golden.write_real(build.folder, MODELS / "golden/texts.jsonl.gz", build.tokenizer, build.static.tokenizer, build.counter)
 
 
+def step_personality(build):
+    data = build.data.parent
+    items = json.loads((data / "ipip120/en.json").read_text())
+    said = personality.people(intents.lines(data / "byu_chitchat/train.jsonl.gz"), PEOPLE)
+    replies = personality.replies_of(data / "personality_chat_ms")
+    texts = sorted({t for messages in said for t in messages} | set(personality.item_texts(items)) | {r for _, _, r in replies})
+    bank = {"full": emotion.read(build.general(texts, "personality")), "fast": emotion.read(build.static.embed(texts))}
+    build.note("personality", personality.build(texts, bank, items, said, replies, MODELS / "personality"))
+
+
 def step_dialogue(build):
     data = build.data.parent
     sets = {name: intents.texts_of(data, name) for name in intents.SETS}
@@ -263,12 +275,14 @@ def step_cards(build):
     measured = build.noted("report")
     card.write(MODELS, "emotion", data=["GoEmotions train", "GoEmotions dev (fusion and thresholds of the full tier)", "XED English train (the branch)"],
                needs=["encoder", "static"], dev=measured, seeds=build.noted("branch"))
+    card.write(MODELS, "personality", data=["Yarkoni 2010 (published correlations)", "IPIP-NEO-120 items", "BYU chit-chat", "Microsoft personality chat"],
+               needs=["encoder", "static"], dev=build.noted("personality"))
     card.write(MODELS, "vad", data=["EmoBank train"], needs=["encoder", "static", "emotion"], dev=build.noted("vad"))
     report.write_table(MODELS / "emotion/README.md", measured)
 
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
-         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_dialogue, step_cards)}
+         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_cards)}
 
 
 def main():

@@ -38,6 +38,13 @@ FAMILIES = {
             for file, tensors in (("json", []), ("centroid.safetensors", GRAMS), ("fast.safetensors", HEAD), ("full.safetensors", HEAD))
         },
     },
+    "personality": {
+        "model": "undertone-personality", "version": "1", "licence": "Apache-2.0",
+        "files": {
+            "words.json": ([], []),
+            "personality.safetensors": ([], [f"{t}.{n}" for t in ("fast", "full") for n in ("bias", "drift", "personas", "spread", "weight")]),
+        },
+    },
     "vad": {
         "model": "undertone-vad", "version": "2", "licence": "CC-BY-SA-4.0",
         "files": {"vad.safetensors": ([], [f"{tier}.{name}" for tier in ("fast", "full") for name in ("bias", "share", "weight")] + [f"ngram.{name}" for name in ("bias", "idf", "weight", "weight_scale")])},

@@ -11,6 +11,7 @@ mod figures;
 mod intent;
 mod language;
 mod mood;
+mod personality;
 mod transfer;
 mod vad;
 
@@ -32,6 +33,7 @@ pub const TASKS: &[&dyn Task] = &[
     &emotion::EmotionTask,
     &transfer::TransferTask,
     &vad::VadTask,
+    &personality::PersonalityTask,
     &intent::IntentTask,
     &acts::ActsTask,
     &mood::MoodTask,

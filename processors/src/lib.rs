@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry::metrics::Meter;
-use schemas::{Spans, Stamp, Tier, Turn};
+use schemas::{Consent, Sender, Spans, Stamp, Tier, Turn};
 use store::Waiting;
 use store::context::Contexts;
 use store::log::{Admin, Kafka};
@@ -275,13 +275,15 @@ async fn answers(kafka: Kafka) -> bool {
 }
 
 /// All parts for each text, each as the first turn of a conversation of its own. `now` in milliseconds since the Unix
-/// epoch.
+/// epoch; `consent` is of whoever wrote them, to being profiled.
 ///
 /// # Errors
 /// A fault of ours.
-pub fn analyze(chain: &Chain, texts: &[String], tier: Tier, now: i64) -> Result<Vec<Turn>, Failure> {
+pub fn analyze(chain: &Chain, texts: &[String], tier: Tier, now: i64, consent: bool) -> Result<Vec<Turn>, Failure> {
     let turn = |(index, text): (usize, &String)| Turn {
         tier: Some(tier),
+        sender: Some(Sender { id: "writer".to_owned(), name: None, bot: false }),
+        consent: consent.then(|| Consent { granted: true, text_version: "analyze".to_owned() }),
         ..Turn::message("analyze", "analyze", "", &index.to_string(), text, now)
     };
     let mut turns: Vec<Turn> = texts.iter().enumerate().map(turn).collect();

@@ -13,6 +13,7 @@ pub mod examples;
 pub mod expression;
 pub mod intents;
 pub mod ngram;
+pub mod personality;
 pub mod runtime;
 pub mod sets;
 pub mod tensors;
@@ -32,6 +33,7 @@ use cores::Cores;
 use embed::WordVectors;
 use encoder::Encoder;
 use expression::Expression;
+use personality::Personality;
 use runtime::Runtime;
 use sets::Dialogue;
 use vad::Vad;
@@ -61,13 +63,14 @@ pub struct Models {
     encoder: Encoder,
     words: WordVectors,
     expression: Expression,
+    personality: Personality,
     dialogue: Dialogue,
     vad: Option<Vad>,
     cores: Cores,
 }
 
 impl Models {
-    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `dialogue`, and `vad` if it is wanted) and
+    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `personality`, `dialogue`, and `vad` if it is wanted) and
     /// loads the ONNX Runtime library at
     /// `onnxruntime`. The library is loaded once a process; another pipeline may open its own models on the same one.
     ///
@@ -77,18 +80,21 @@ impl Models {
     pub fn open(dir: &Path, onnxruntime: &Path, options: &Options) -> Result<Arc<Models>, Failure> {
         let cores = Cores::new(options.cores);
         // The families do not depend on each other; reading and checking them at once halves the start.
-        let (encoder, words, expression, dialogue, vad) = thread::scope(|scope| {
+        let (encoder, words, expression, personality, dialogue, vad) = thread::scope(|scope| {
             let words = scope.spawn(|| WordVectors::open(&Family::open(dir, "static")?));
             let expression = scope.spawn(|| Expression::open(&Family::open(dir, "emotion")?));
+            let personality = scope.spawn(|| Personality::open(&Family::open(dir, "personality")?));
             let dialogue = scope.spawn(|| Dialogue::open(Family::open(dir, "dialogue")?));
             let vad = scope.spawn(|| options.vad.then(|| Vad::open(&Family::open(dir, "vad")?)).transpose());
             let encoder = Runtime::load(onnxruntime)
                 .and_then(|runtime| Encoder::open(Family::open(dir, "encoder")?, runtime, options.cores, options.lazy));
             let (words, expression) = (cores::joined(words.join()), cores::joined(expression.join()));
-            (encoder, words, expression, cores::joined(dialogue.join()), cores::joined(vad.join()))
+            let (personality, dialogue) = (cores::joined(personality.join()), cores::joined(dialogue.join()));
+            (encoder, words, expression, personality, dialogue, cores::joined(vad.join()))
         });
         let (encoder, words, expression) = (encoder?, words?, expression?);
-        Ok(Arc::new(Models { encoder, words, expression, dialogue: dialogue?, vad: vad?, cores }))
+        let (personality, dialogue, vad) = (personality?, dialogue?, vad?);
+        Ok(Arc::new(Models { encoder, words, expression, personality, dialogue, vad, cores }))
     }
 
     /// The transformer of the full tier.
@@ -104,6 +110,11 @@ impl Models {
     /// What words express.
     pub fn expression(&self) -> &Expression {
         &self.expression
+    }
+
+    /// What writing says of its writer.
+    pub fn personality(&self) -> &Personality {
+        &self.personality
     }
 
     /// What words are meant to do.

@@ -6,6 +6,7 @@ mod dialogue;
 mod emotion;
 mod encode;
 mod memo;
+mod personality;
 
 use std::sync::Arc;
 
@@ -21,15 +22,17 @@ pub use emotion::{
     Turning, from_emotions, intensity, tension, valence,
 };
 pub use encode::{Encode, RECENT_MAX, SPACES_MAX};
+pub use personality::{MODELS_MAX, PERSONS_MAX, Personalities, WORDS_MIN};
 
 /// Names of all stages, in order.
-pub const ORDER: &[&str] = &["encode", "emotion", "dialogue"];
+pub const ORDER: &[&str] = &["encode", "emotion", "personality", "dialogue"];
 
 /// All stages, in the order of [`ORDER`].
 pub fn all(models: &Arc<Models>) -> Vec<Box<dyn AnyStage>> {
     vec![
         Box::new(Encode::new(Arc::clone(models))),
         Box::new(Emotions::new(Arc::clone(models))),
+        Box::new(Personalities::new(Arc::clone(models))),
         Box::new(Dialogues::new(Arc::clone(models))),
     ]
 }
@@ -40,6 +43,10 @@ pub mod reason {
     pub const EMPTY_TEXT: &str = "empty_text";
     /// The stage builds on the part of `encode`, and there is none.
     pub const NO_ENCODING: &str = "no_encoding";
+    /// The sender did not consent to being profiled, or withdrew it.
+    pub const NO_CONSENT: &str = "no_consent";
+    /// The source names no sender, or a bot speaks.
+    pub const NO_PERSON: &str = "no_person";
     /// The stage's model was trained for another encoder than the one that made the turn's embedding.
     pub const OTHER_ENCODER: &str = "other_encoder";
     /// The text is surely in a language that the stage's model does not read.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::part::{Embedding, Question, Slot};
+use crate::part::{Embedding, Evidence, Question, Slot};
 
 /// Slice of the first processor: numbers the turns of a conversation and knows the ids of the last ones.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -118,4 +118,31 @@ pub struct Statistics {
     /// Sums of words × score², in the model's order.
     #[serde(default)]
     pub squares: Vec<f64>,
+}
+
+impl Statistics {
+    /// Those of one turn.
+    pub fn of(evidence: &Evidence) -> Statistics {
+        let words = f64::from(evidence.words.max(0));
+        let scores = || evidence.scores.iter().map(|score| f64::from(*score));
+        Statistics {
+            model: String::new(),
+            turns: i64::from(evidence.words > 0),
+            words: i64::from(evidence.words.max(0)),
+            words_squared: words * words,
+            sums: scores().map(|score| words * score).collect(),
+            squares: scores().map(|score| words * score * score).collect(),
+        }
+    }
+
+    /// Adds what the same model measured elsewhere: another turn, or another conversation of the same person.
+    pub fn add(&mut self, other: &Statistics) {
+        self.turns = self.turns.saturating_add(other.turns);
+        self.words = self.words.saturating_add(other.words);
+        self.words_squared += other.words_squared;
+        for (ours, theirs) in [(&mut self.sums, &other.sums), (&mut self.squares, &other.squares)] {
+            ours.resize(ours.len().max(theirs.len()), 0.0);
+            ours.iter_mut().zip(theirs).for_each(|(sum, x)| *sum += x);
+        }
+    }
 }

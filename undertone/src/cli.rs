@@ -95,6 +95,9 @@ enum Command {
         /// One JSON object a text, rather than a drawing.
         #[arg(long)]
         json: bool,
+        /// Whoever wrote the texts agrees to what they say of the writer: a weak signal, and style alone under 200 words.
+        #[arg(long)]
+        consent: bool,
     },
     /// Score the models on labelled texts, beside a simpler model on the same texts.
     Eval(Eval),
@@ -272,7 +275,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Watch { conversation, url } => serve::watch(settings, conversation, url),
         Command::Top(top) => serve::top(settings, &top),
         Command::Demo(demo) => serve::demo(settings.load()?, &demo),
-        Command::Analyze { texts, tier, json } => models::analyze(&settings.load()?, &texts, tier.into(), json),
+        Command::Analyze { texts, tier, json, consent } => {
+            models::analyze(&settings.load()?, &texts, tier.into(), json, consent)
+        }
         Command::Eval(eval) => eval::eval(&settings.load()?, &eval),
         Command::Intents(command) => intents::intents(&settings.load()?, command),
         Command::Contexts(ContextsCommand::Show { conversation }) => {

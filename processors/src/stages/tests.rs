@@ -27,7 +27,7 @@ fn onnxruntime() -> PathBuf {
 }
 
 /// The shipped models, opened once for all tests.
-fn models() -> &'static Arc<Models> {
+pub(super) fn models() -> &'static Arc<Models> {
     static MODELS: LazyLock<Arc<Models>> = LazyLock::new(|| {
         let models = Models::open(&root().join("models"), &onnxruntime(), &Options { cores: 3, ..Options::default() });
         models.unwrap_or_else(|e| {
@@ -350,6 +350,7 @@ fn every_unicode_text_is_served_or_skipped() {
         for turn in &batch {
             let skipped = |stage: &str| turn.skipped.iter().any(|skipped| skipped.stage == stage);
             assert_eq!(turn.emotion.is_some(), !skipped("emotion"), "{:?}", turn.text);
+            assert_eq!(turn.personality.is_some(), !skipped("personality"), "{:?}", turn.text);
             assert_eq!(turn.dialogue.is_some(), !skipped("dialogue"), "{:?}", turn.text);
             let p = turn.emotion.as_ref().map_or([0.0; 28], |e| e.probabilities.to_array());
             assert!(p.iter().all(|p| (0.0..=1.0).contains(p)), "{:?}", turn.text);
@@ -380,7 +381,7 @@ fn slices_survive_the_codec() {
 /// A copy of the shipped models that can be damaged.
 fn copy() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for family in ["encoder", "static", "emotion", "dialogue", "vad"] {
+    for family in ["encoder", "static", "emotion", "personality", "dialogue", "vad"] {
         std::fs::create_dir(dir.path().join(family)).unwrap();
         for entry in std::fs::read_dir(root().join("models").join(family)).unwrap() {
             let entry = entry.unwrap();

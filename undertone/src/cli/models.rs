@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use processors::model::sets;
 use processors::rebuild::Rebuilt;
 use processors::{Chain, Models, Plan};
-use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, Sequence};
-use schemas::{Codec, Tier, Turn};
+use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence};
+use schemas::{Codec, Estimate, Style, Tier, Traits, Turn};
 use serde_json::{Value, json};
 use store::context::{Contexts, Record, Version};
 use store::log::Kafka;
@@ -26,10 +26,16 @@ use crate::up::{self, Databases, Role};
 const BARS: usize = 6;
 const BAR_WIDTH: f64 = 30.0;
 
-pub(super) fn analyze(config: &Config, texts: &[String], tier: Tier, as_json: bool) -> anyhow::Result<ExitCode> {
+pub(super) fn analyze(
+    config: &Config,
+    texts: &[String],
+    tier: Tier,
+    as_json: bool,
+    consent: bool,
+) -> anyhow::Result<ExitCode> {
     let chain = chain(config, &[])?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970; set it")?;
-    let turns = processors::analyze(&chain, texts, tier, now.as_millis() as i64)?;
+    let turns = processors::analyze(&chain, texts, tier, now.as_millis() as i64, consent)?;
     let colour = std::io::stdout().is_terminal();
     let shown = turns.iter().map(|turn| if as_json { turn_json(turn) } else { Ok(turn_text(turn, colour)) });
     say(&shown.collect::<anyhow::Result<Vec<String>>>()?.join("\n"))
@@ -54,7 +60,8 @@ fn turn_json(turn: &Turn) -> anyhow::Result<String> {
     }
     let parts = json!({
         "text": value["text"], "tier": value["tier"], "skipped": value["skipped"],
-        "encoding": value["encoding"], "emotion": value["emotion"], "dialogue": value["dialogue"],
+        "encoding": value["encoding"], "emotion": value["emotion"],
+        "personality": value["personality"], "dialogue": value["dialogue"],
     });
     Ok(parts.to_string())
 }
@@ -83,6 +90,20 @@ fn turn_text(turn: &Turn, colour: bool) -> String {
             text += &format!("    {label:<15} {p:.2} {}\n", "█".repeat(length));
         }
         text += &format!("  {dim}model      {}{end}\n", provenance(&emotion.provenance));
+    }
+    if let Some(personality) = &turn.personality {
+        let traits = personality.traits.iter().flat_map(|traits| Traits::NAMES.into_iter().zip(traits.to_array()));
+        for (name, Estimate { mean, low, high }) in traits {
+            text += &format!("  {name:<17} {mean:+.1} ({low:+.1} to {high:+.1})\n");
+        }
+        let enough = if personality.not_enough { "not enough for traits" } else { "a weak signal" };
+        text += &format!("  words      {}: {enough}\n", personality.words);
+        if let Some(style) = &personality.style {
+            let measures = Style::LABELS.into_iter().zip(style.to_array());
+            let shown: Vec<String> = measures.map(|(name, value)| format!("{name} {value:.2}")).collect();
+            text += &format!("  style      {}\n", shown.join(", "));
+        }
+        text += &format!("  {dim}model      {}{end}\n", provenance(&personality.provenance));
     }
     if let Some(dialogue) = &turn.dialogue {
         text += &format!("  act        {} ({:.2})\n", dialogue.act, dialogue.act_probability);
@@ -131,6 +152,7 @@ fn slice(codec: &Codec, record: &Record) -> Value {
             "sequence" => codec.decode::<Sequence>(&version.bytes).map(serde_json::to_value),
             "encode" => codec.decode::<EncodeSlice>(&version.bytes).map(serde_json::to_value),
             "emotion" => codec.decode::<EmotionSlice>(&version.bytes).map(serde_json::to_value),
+            "personality" => codec.decode::<PersonalitySlice>(&version.bytes).map(serde_json::to_value),
             "dialogue" => codec.decode::<DialogueSlice>(&version.bytes).map(serde_json::to_value),
             _ => Ok(Ok(json!({ "size_bytes": version.bytes.len() }))),
         };

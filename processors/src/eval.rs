@@ -12,6 +12,7 @@ mod intent;
 mod language;
 mod mood;
 mod personality;
+mod style;
 mod transfer;
 mod vad;
 
@@ -34,6 +35,7 @@ pub const TASKS: &[&dyn Task] = &[
     &transfer::TransferTask,
     &vad::VadTask,
     &personality::PersonalityTask,
+    &style::StyleTask,
     &intent::IntentTask,
     &acts::ActsTask,
     &mood::MoodTask,

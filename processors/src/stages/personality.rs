@@ -18,8 +18,8 @@ use crate::model::Models;
 use crate::model::personality::SCORES;
 use crate::stage::{Failure, Stage};
 
-/// Words of a person under which there is not enough for traits. Studies that find traits in words ask for a few hundred at
-/// least; two halves of 200 words agree on them at about r = 0.4 (`models/personality`).
+/// Words of a person under which there is not enough for traits. After some 320 words the interval is five standard
+/// deviations wide (`models/personality`), and with fewer it grows as 1/√words: it would hold almost anybody.
 pub const WORDS_MIN: i64 = 200;
 /// People of a conversation who are known at a time; some 1 KB each.
 pub const PERSONS_MAX: usize = 64;

@@ -18,8 +18,7 @@ use crate::model::personality::{PERSONAS, SCORES, style_of};
 use crate::stage::Stage;
 use crate::stages::{Encode, Personalities};
 
-const FORMAT: &str =
-    "a line is a JSON object with `prompt`, `scenario` and `replies`, which holds `friendly`, `humorous` and `professional`";
+const FORMAT: &str = "a line is a JSON object with `prompt`, `scenario` and `replies`, which holds `friendly`, `humorous` and `professional`";
 
 /// The task.
 pub(super) struct StyleTask;
@@ -55,7 +54,10 @@ impl Task for StyleTask {
         let said: Vec<[f32; PERSONAS.len()]> = turns
             .iter()
             .map(|turn| {
-                let scores = turn.personality.as_ref().and_then(|part| <[f32; SCORES]>::try_from(&part.evidence.scores[..]).ok());
+                let scores = turn
+                    .personality
+                    .as_ref()
+                    .and_then(|part| <[f32; SCORES]>::try_from(&part.evidence.scores[..]).ok());
                 scores.map_or([0.0; PERSONAS.len()], |scores| model.personas(case.tier, &style_of(&scores)))
             })
             .collect();

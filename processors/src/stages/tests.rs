@@ -436,7 +436,7 @@ fn a_graph_that_waits_is_loaded_by_the_first_text_that_needs_it() {
     let lazy = Options { cores: 1, lazy: true, ..Options::default() };
     let models = Models::open(dir.path(), &onnxruntime(), &lazy).unwrap();
     let served = |tier| {
-        let mut turns = turns(["what a day"].into_iter(), tier);
+        let mut turns = turns(["what a day"], tier);
         Stage::infer(&Encode::new(Arc::clone(&models)), &mut turns).map(|()| turns[0].encoding.is_some())
     };
     assert!(served(Tier::Fast).unwrap());

@@ -249,6 +249,8 @@ def step_personality(build):
     texts = sorted({t for messages in said for t in messages} | set(personality.item_texts(items)) | {r for _, _, r in replies})
     bank = {"full": emotion.read(build.general(texts, "personality")), "fast": emotion.read(build.static.embed(texts))}
     build.note("personality", personality.build(texts, bank, items, said, replies, MODELS / "personality"))
+    asked = golden.NASTY + [t for messages in said for t in messages][:GOLDEN]
+    personality.golden(asked, emotion.read(build.static.embed(asked)), MODELS / "personality", MODELS / "golden/personality.jsonl")
 
 
 def step_dialogue(build):

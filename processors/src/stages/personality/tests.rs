@@ -160,3 +160,33 @@ fn sums_of_several_conversations_are_those_of_one() {
         }
     }
 }
+
+#[test]
+fn scores_are_those_of_the_training_code() {
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        text: String,
+        words: i32,
+        scores: Vec<f32>,
+    }
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/golden/personality.jsonl");
+    let lines = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let rows: Vec<Golden> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut turns: Vec<Turn> = rows.iter().map(|row| said("ann", false, &row.text, Tier::Fast)).collect();
+    Encode::new(Arc::clone(models())).infer(&mut turns).unwrap();
+    Personalities::new(Arc::clone(models())).infer(&mut turns).unwrap();
+    let mut served = 0;
+    for (turn, row) in turns.iter().zip(&rows) {
+        let Some(part) = &turn.personality else { continue };
+        served += 1;
+        assert_eq!(part.evidence.words, row.words, "{:?}", row.text);
+        for (found, expected) in part.evidence.scores.iter().zip(&row.scores) {
+            assert!(
+                (found - expected).abs() <= 2e-3 * expected.abs().max(1.0),
+                "{found} for {expected}: {:?}",
+                row.text
+            );
+        }
+    }
+    assert!(served > 450, "only {served} of {} texts were served", rows.len());
+}

@@ -265,7 +265,7 @@ def step_dialogue(build):
     intents.write_table(MODELS / "dialogue/README.md", measured)
     asked = texts[::max(1, len(texts) // GOLDEN)][:GOLDEN]
     named = {name: sorted({i for _, i in sets[name]["train"]}) for name in intents.SETS} | {"acts": list(acts.ACTS)}
-    intents.golden(asked, named, bank, MODELS / "dialogue", MODELS / "golden/dialogue.jsonl")
+    intents.golden(asked, named, bank, MODELS / "dialogue", MODELS / "golden/dialogue.jsonl", {"acts": acts.adjusted})
 
 
 def step_cards(build):

@@ -32,7 +32,7 @@ FAMILIES = {
         },
     },
     "dialogue": {
-        "model": "undertone-dialogue", "version": "2", "licence": "Apache-2.0",
+        "model": "undertone-dialogue", "version": "3", "licence": "Apache-2.0",
         "files": {f"acts.{tier}.safetensors": ([], HEAD) for tier in ("fast", "full")} | {
             f"{name}.{file}": ([], tensors) for name in ("clinc150", "banking77", "hwu64")
             for file, tensors in (("json", []), ("centroid.safetensors", GRAMS), ("fast.safetensors", HEAD), ("full.safetensors", HEAD))

@@ -204,8 +204,9 @@ def train_set(name, sets, chat, bank, folder, say=print):
     return measured
 
 
-def golden(texts, sets, bank, folder, out):
-    """A line a text: for each tier and head the best label and its probability, as the shipped files give them."""
+def golden(texts, sets, bank, folder, out, adjusted):
+    """A line a text: for each tier and head the best label and its probability, as the shipped files give them; those of some
+    heads are `adjusted`, {name: function of probabilities and texts}."""
     from safetensors.numpy import load_file
 
     rows = [{"text": t, "full": {}, "fast": {}} for t in texts]
@@ -214,6 +215,7 @@ def golden(texts, sets, bank, folder, out):
             t = load_file(f"{folder}/{name}.{tier}.safetensors")
             head = Head(t["weight"], t["bias"], t["bucket"].astype(np.int64), t["idf"], np.zeros((0, len(t["bias"]))) if not len(t["bucket"]) else t["gram_weight"] * t["gram_scale"])
             p = head.probabilities(*bank.of(texts, tier))[:, :len(labels)]
+            p = adjusted[name](p, texts) if name in adjusted else p
             for row, best in zip(rows, p.argmax(1)):
                 row[tier][name] = [labels[best], 0.0]
             for row, sure in zip(rows, p.max(1)):

@@ -40,6 +40,30 @@ pub const ACTS: [&str; 4] = ["inform", "question", "directive", "commissive"];
 /// Index of `question` in [`ACTS`].
 pub const QUESTION: usize = 1;
 
+/// What signs say of a question: how much its log-odds rise with a mark at the end, and fall without any mark or opening.
+const SIGN: f32 = 4.0;
+/// Words that may stand before a question.
+const FILLERS: [&str; 7] = ["so", "and", "but", "well", "oh", "hey", "um"];
+/// Words that open a question, without apostrophes.
+const OPENERS: [&str; 34] = [
+    "what", "who", "whom", "whose", "which", "where", "when", "why", "how", "is", "are", "was", "were", "do", "does",
+    "did", "have", "has", "had", "can", "could", "would", "will", "shall", "should", "may", "might", "am", "any",
+    "isnt", "arent", "doesnt", "didnt", "whats",
+];
+
+/// Whether signs say that a text asks: the last one is a question mark, or there is none and no word opens a question.
+fn asks(text: &str) -> Option<bool> {
+    if text.trim_end_matches([' ', '\t', '\r', '\n', '"', '\'']).ends_with('?') {
+        return Some(true);
+    }
+    let lower = text.to_lowercase();
+    let first = lower.split_whitespace().find(|word| !FILLERS.contains(&word.trim_end_matches(','))).unwrap_or("");
+    let letters = &first[..first.find(|c: char| c != '\'' && !c.is_ascii_lowercase()).unwrap_or(first.len())];
+    let opens = letters.split('\'').next().is_some_and(|word| OPENERS.contains(&word))
+        || OPENERS.contains(&letters.replace('\'', "").as_str());
+    (!opens && !text.contains('?')).then_some(false)
+}
+
 /// A set of intents.
 #[derive(Debug)]
 pub struct Set {
@@ -176,9 +200,13 @@ impl Dialogue {
     }
 
     /// Probabilities of [`ACTS`].
-    pub fn acts(&self, tier: Tier, embedding: &Embedding, buckets: &[(u32, u32)]) -> Option<Vec<f32>> {
+    pub fn acts(&self, tier: Tier, text: &str, embedding: &Embedding, buckets: &[(u32, u32)]) -> Option<Vec<f32>> {
         let head = if tier == Tier::Full { &self.acts.0 } else { &self.acts.1 };
-        head.probabilities(embedding, buckets)
+        let mut p = head.probabilities(embedding, buckets)?;
+        p[QUESTION] *= asks(text).map_or(1.0, |asks| if asks { SIGN.exp() } else { (-SIGN).exp() });
+        let sum: f32 = p.iter().sum();
+        p.iter_mut().for_each(|p| *p /= sum);
+        Some(p)
     }
 
     /// The sets in force, in their order.
@@ -340,6 +368,19 @@ fn looks(files: &[PathBuf]) -> Vec<Option<(SystemTime, u64)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signs_of_a_question_are_seen() {
+        for text in ["Is it?", "He said: \"Why?\" ", "two?? "] {
+            assert_eq!(asks(text), Some(true), "{text}");
+        }
+        for text in ["Why? I see.", "so, what's up", "Don't you? No", "isn't it nice", "and where is it"] {
+            assert_eq!(asks(text), None, "{text}");
+        }
+        for text in ["It is.", "", "so", "Whatever you say", "don't worry"] {
+            assert_eq!(asks(text), Some(false), "{text}");
+        }
+    }
 
     #[test]
     fn examples_at_fault_are_named() {

@@ -74,7 +74,7 @@ impl Dialogues {
             })
         };
         let intents = sets.iter().map(intent).collect::<Option<Vec<_>>>().ok_or(reason::OTHER_ENCODER)?;
-        let acts = self.models.dialogue().acts(tier, embedding, &buckets).ok_or(reason::OTHER_ENCODER)?;
+        let acts = self.models.dialogue().acts(tier, &turn.text, embedding, &buckets).ok_or(reason::OTHER_ENCODER)?;
         let act = best(&acts, 0.0);
         Ok(Dialogue {
             provenance: self.models.dialogue().provenance(tier),

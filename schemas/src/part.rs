@@ -281,7 +281,7 @@ impl Traits {
 /// A trait of a person, in standard deviations from the mean of other people's chats.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Estimate {
-    /// The estimate, drawn to 0 while there are few words.
+    /// The estimate; the interval says how far few words carry.
     pub mean: f32,
     /// With 80 %% probability, as many other words of the person give an estimate above this.
     pub low: f32,

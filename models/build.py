@@ -2,7 +2,7 @@
 
     python3 models/build.py --data DIR [--work .cache/models] [STEP…]
 
-Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, cards; without a name all
+Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, slots, cards; without a name all
 of them. Promises: says what it does; embeddings, the slow part, are kept in the work folder by the checksums of what they
 depend on, so that a run that was cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
 Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
@@ -34,6 +34,7 @@ import labels  # noqa: E402
 import ngram  # noqa: E402
 import personality  # noqa: E402
 import report  # noqa: E402
+import slots  # noqa: E402
 import sources  # noqa: E402
 import static  # noqa: E402
 import vad  # noqa: E402
@@ -268,12 +269,19 @@ def step_dialogue(build):
     intents.golden(asked, named, bank, MODELS / "dialogue", MODELS / "golden/dialogue.jsonl", {"acts": acts.adjusted})
 
 
+def step_slots(build):
+    data = build.data.parent
+    slots.train(data, MODELS / "dialogue", build.say)
+    build.note("slots", slots.measure(data, MODELS / "dialogue"))
+    slots.golden(data, MODELS / "dialogue", MODELS / "golden/slots.jsonl")
+
+
 def step_cards(build):
     package = lambda p: {"package": p.name, "version": p.version, "sha256": p.sha256, "weights_sha256": p.weights_sha256}
     card.write(MODELS, "encoder", source=package(sources.ENCODER), measured=build.noted("encoder"))
     card.write(MODELS, "static", source=package(sources.STATIC), measured=build.noted("static"))
-    card.write(MODELS, "dialogue", data=["CLINC150 train", "Banking77 train", "HWU64 train", "STAR train", "BYU chit-chat", "Synthetic-Persona-Chat"],
-               needs=["encoder", "static"], dev=build.noted("dialogue"))
+    card.write(MODELS, "dialogue", data=["CLINC150 train", "Banking77 train", "HWU64 train", "STAR train", "BYU chit-chat", "Synthetic-Persona-Chat", "MultiDoGO train (values)"],
+               needs=["encoder", "static"], dev=build.noted("dialogue") | {"slots": build.noted("slots")})
     measured = build.noted("report")
     card.write(MODELS, "emotion", data=["GoEmotions train", "GoEmotions dev (fusion and thresholds of the full tier)", "XED English train (the branch)"],
                needs=["encoder", "static"], dev=measured, seeds=build.noted("branch"))
@@ -284,7 +292,7 @@ def step_cards(build):
 
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
-         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_cards)}
+         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_slots, step_cards)}
 
 
 def main():

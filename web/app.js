@@ -76,6 +76,10 @@ function bubble(turn) {
   const time = element("time", "", clock(turn.at));
   time.dateTime = new Date(turn.at).toISOString();
   head.append(element("strong", "", who), time);
+  if (turn.consent) {
+    item.append(head, element("p", "none", turn.consent.granted ? "agrees to be profiled in this conversation" : "no longer agrees to be profiled"));
+    return item;
+  }
   item.append(head, element("p", "text", turn.text));
   if (turn.emotion) item.append(bars(turn.emotion));
   else item.append(element("p", "none", whyNot(turn)));

@@ -5,6 +5,7 @@ commissive); the head sees words and vectors, so that it carries over to wording
 off half of the questions, so that the words count. Leaves out: DailyDialog, which only measures.
 """
 
+import itertools
 import re
 
 import numpy as np
@@ -18,26 +19,30 @@ SUGGEST = re.compile(r"^(please|let'?s|let us|why don'?t (we|you)|why not|how ab
 ACCEPT = re.compile(r"^(ok(ay)?|sure|all right|alright|no problem|of course|certainly|absolutely|yes,? (please|sure|of course|i will|i can|let'?s)|i'?ll|i will|i'?d (love|be (glad|happy))|sounds (good|great)|that sounds (good|great)|great,? let'?s|good idea|deal|fine,? |you got it|will do|i promise|let me|i can do that|i'?m (afraid|sorry),? (i )?can'?t|no,? thank(s| you)|i would love to|with pleasure|my pleasure|not at all)\b", re.I)
 ASK = re.compile(r"^(so |and |but |well,? |oh,? |hey,? |um,? )*(what|who|whom|whose|which|where|when|why|how|is|are|was|were|do|does|did|have|has|had|can|could|would|will|shall|should|may|might|am|isn'?t|aren'?t|don'?t you|doesn'?t|didn'?t|any)\b", re.I)
 
-# What signs say of a question: how much its log-odds rise with a mark at the end, and fall without any mark or opening.
+# How much a sign that speaks for a question, or against it, moves its log-odds.
 SIGN = 4.0
 FILLERS = frozenset("so and but well oh hey um".split())
 OPENERS = frozenset("what who whom whose which where when why how is are was were do does did have has had can could would will shall should may "
                     "might am any isnt arent doesnt didnt whats".split())
 
 
-def asks(text):
-    """True: the last sign is a question mark; False: there is none and no word opens a question; else None."""
+def signs(text):
+    """1 with a question mark at the end; without any, -1 where no word opens a question, and -2 of "what a", which exclaims; else 0."""
     if text.rstrip(" \t\r\n\"'").endswith("?"):
-        return True
-    words = (word for word in text.lower().split() if word.rstrip(",") not in FILLERS)
+        return 1
+    words = itertools.dropwhile(lambda word: word.rstrip(",") in FILLERS, text.lower().split())
     letters = re.match("[a-z']*", next(words, "")).group()
-    return None if "?" in text or letters.split("'")[0] in OPENERS or letters.replace("'", "") in OPENERS else False
+    if "?" in text:
+        return 0
+    if letters.split("'")[0] not in OPENERS and letters.replace("'", "") not in OPENERS:
+        return -1
+    return -2 if letters == "what" and next(words, "") in ("a", "an") else 0
 
 
 def adjusted(p, texts):
     """Probabilities of the acts with what signs say."""
     p = p.astype(np.float64)
-    p[:, QUESTION] *= np.exp([{True: SIGN, False: -SIGN, None: 0.0}[asks(t)] for t in texts])
+    p[:, QUESTION] *= np.exp([SIGN * signs(t) for t in texts])
     return p / p.sum(1, keepdims=True)
 
 

@@ -36,6 +36,9 @@ FAMILIES = {
         "files": {f"acts.{tier}.safetensors": ([], HEAD) for tier in ("fast", "full")} | {
             f"{name}.{file}": ([], tensors) for name in ("clinc150", "banking77", "hwu64")
             for file, tensors in (("json", []), ("centroid.safetensors", GRAMS), ("fast.safetensors", HEAD), ("full.safetensors", HEAD))
+        } | {
+            "slots.json": ([], []), "slots.dictionary.json": ([], []),
+            "slots.safetensors": ([], ["bucket", "first", "label", "last", "scale", "start", "step", "transition"]),
         },
     },
     "personality": {

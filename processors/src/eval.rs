@@ -12,6 +12,7 @@ mod intent;
 mod language;
 mod mood;
 mod personality;
+mod slots;
 mod style;
 mod transfer;
 mod vad;
@@ -40,6 +41,7 @@ pub const TASKS: &[&dyn Task] = &[
     &acts::ActsTask,
     &mood::MoodTask,
     &language::LanguageTask,
+    &slots::SlotsTask,
 ];
 
 /// One thing that models are asked to tell, and how well they do.

@@ -62,8 +62,8 @@ pub struct Config {
     pub onnxruntime: PathBuf,
     /// How models run.
     pub options: Options,
-    /// Sets of intents: names of shipped ones, or files of examples.
-    pub intents: Vec<String>,
+    /// What is to be told of dialogues.
+    pub dialogue: model::wanted::Wanted,
     /// Bounds of the runner.
     pub limits: Limits,
 }
@@ -104,10 +104,10 @@ pub async fn run(config: Config, around: Surroundings) -> Result<(), RunError> {
 /// Loads the models of a configuration and makes the stages of this crate.
 fn shipped(config: &Config) -> impl FnOnce() -> Result<Vec<Box<dyn AnyStage>>, Failure> + Send + 'static {
     let (models, onnxruntime, options) = (config.models.clone(), config.onnxruntime.clone(), config.options.clone());
-    let intents = config.intents.clone();
+    let dialogue = config.dialogue.clone();
     move || {
         let models = Models::open(&models, &onnxruntime, &options)?;
-        model::sets::follow(&models, &intents)?;
+        dialogue.follow(&models)?;
         Ok(stages::all(&models))
     }
 }

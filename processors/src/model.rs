@@ -16,8 +16,10 @@ pub mod ngram;
 pub mod personality;
 pub mod runtime;
 pub mod sets;
+pub mod slots;
 pub mod tensors;
 pub mod vad;
+pub mod wanted;
 mod weigher;
 pub mod wordpiece;
 

@@ -70,7 +70,7 @@ pub fn config(instance: &str, stages: &[&str], limits: Limits) -> Config {
         models: "unused".into(),
         onnxruntime: "unused".into(),
         options: Options::default(),
-        intents: Vec::new(),
+        dialogue: processors::model::wanted::Wanted { intents: Vec::new(), ..Default::default() },
         limits,
     }
 }

@@ -214,6 +214,15 @@ pub struct Processors {
 pub struct Dialogue {
     /// Sets of intents: names of shipped ones, or files of examples.
     pub intents: Vec<String>,
+    /// Domains whose values are looked for.
+    pub slots: Vec<String>,
+}
+
+impl Dialogue {
+    /// As the processors read it.
+    pub fn wanted(&self) -> processors::model::wanted::Wanted {
+        processors::model::wanted::Wanted { intents: self.intents.clone(), slots: self.slots.clone() }
+    }
 }
 
 /// `[rejects]`.

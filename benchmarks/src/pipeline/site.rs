@@ -154,7 +154,7 @@ impl Site {
             models: given.undertone.models.clone(),
             onnxruntime: given.undertone.onnxruntime.clone(),
             options: Options::default(),
-            intents: vec![processors::model::sets::DEFAULT.to_owned()],
+            dialogue: processors::model::wanted::Wanted::default(),
             limits: Limits::default(),
         };
         let (shutdown, waiting) = (CancellationToken::new(), Arc::<store::Waiting>::default());

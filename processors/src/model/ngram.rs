@@ -14,7 +14,7 @@ const GRAM_MAX: usize = 5;
 
 /// What a character counts as; of overlapping ranges the first kind holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Space,
     Drop,
     Symbol,
@@ -22,7 +22,7 @@ enum Kind {
 }
 
 #[inline]
-fn kind(c: char) -> Kind {
+pub(super) fn kind(c: char) -> Kind {
     if c.is_ascii() { ASCII[c as usize] } else { kind_of(c) }
 }
 
@@ -296,24 +296,24 @@ fn ascii_grams(padded: &[u8], mut found: impl FnMut(Hash)) {
 
 /// FNV-1a with 64 bits over UTF-8 (Fowler, Noll, Vo).
 #[derive(Clone, Copy)]
-struct Hash(u64);
+pub(super) struct Hash(u64);
 
 impl Hash {
-    const fn new(prefix: u8) -> Hash {
+    pub(super) const fn new(prefix: u8) -> Hash {
         Hash(0xCBF2_9CE4_8422_2325).and(prefix)
     }
 
-    const fn and(self, byte: u8) -> Hash {
+    pub(super) const fn and(self, byte: u8) -> Hash {
         Hash((self.0 ^ byte as u64).wrapping_mul(0x0100_0000_01B3))
     }
 
-    fn and_all(self, text: &str) -> Hash {
+    pub(super) fn and_all(self, text: &str) -> Hash {
         text.bytes().fold(self, Hash::and)
     }
 }
 
 /// The bucket of a hash: its halves folded by xor.
-fn bucket(hash: Hash) -> u32 {
+pub(super) fn bucket(hash: Hash) -> u32 {
     ((hash.0 ^ (hash.0 >> 32)) & (BUCKETS as u64 - 1)) as u32
 }
 

@@ -18,6 +18,7 @@ use super::card::Family;
 use super::examples::{EXAMPLES_MAX, Learnt, Seen};
 use super::intents::{Centroids, Head, LABELS_MAX, Scored, labels};
 use super::ngram::Normalised;
+use super::slots::{Dictionary, Tagger};
 use crate::stage::Failure;
 
 /// The sets that ship.
@@ -40,7 +41,7 @@ pub const ACTS: [&str; 4] = ["inform", "question", "directive", "commissive"];
 /// Index of `question` in [`ACTS`].
 pub const QUESTION: usize = 1;
 
-/// What signs say of a question: how much its log-odds rise with a mark at the end, and fall without any mark or opening.
+/// How much a sign that speaks for a question, or against it, moves its log-odds.
 const SIGN: f32 = 4.0;
 /// Words that may stand before a question.
 const FILLERS: [&str; 7] = ["so", "and", "but", "well", "oh", "hey", "um"];
@@ -51,17 +52,24 @@ const OPENERS: [&str; 34] = [
     "isnt", "arent", "doesnt", "didnt", "whats",
 ];
 
-/// Whether signs say that a text asks: the last one is a question mark, or there is none and no word opens a question.
-fn asks(text: &str) -> Option<bool> {
+/// What signs say of a question: 1 with a question mark at the end; without any, −1 where no word opens a question, and −2
+/// of "what a", which exclaims; else 0.
+fn signs(text: &str) -> f32 {
     if text.trim_end_matches([' ', '\t', '\r', '\n', '"', '\'']).ends_with('?') {
-        return Some(true);
+        return 1.0;
     }
     let lower = text.to_lowercase();
-    let first = lower.split_whitespace().find(|word| !FILLERS.contains(&word.trim_end_matches(','))).unwrap_or("");
+    let mut words = lower.split_whitespace().skip_while(|word| FILLERS.contains(&word.trim_end_matches(',')));
+    let first = words.next().unwrap_or("");
     let letters = &first[..first.find(|c: char| c != '\'' && !c.is_ascii_lowercase()).unwrap_or(first.len())];
     let opens = letters.split('\'').next().is_some_and(|word| OPENERS.contains(&word))
         || OPENERS.contains(&letters.replace('\'', "").as_str());
-    (!opens && !text.contains('?')).then_some(false)
+    match (text.contains('?'), opens, words.next()) {
+        (true, ..) => 0.0,
+        (_, false, _) => -1.0,
+        (_, _, Some("a" | "an")) if letters == "what" => -2.0,
+        _ => 0.0,
+    }
 }
 
 /// A set of intents.
@@ -178,7 +186,9 @@ pub fn examples(file: &str, bytes: &[u8]) -> Result<Examples, ExamplesError> {
 pub struct Dialogue {
     family: Family,
     acts: (Head, Head),
+    tagger: Tagger,
     sets: RwLock<Arc<Vec<Set>>>,
+    domains: RwLock<Arc<Vec<String>>>,
 }
 
 impl Dialogue {
@@ -190,7 +200,13 @@ impl Dialogue {
         let acts = |tier: Tier| Head::open(&family, &format!("acts.{}.safetensors", tier.name()), tier, ACTS.len());
         let acts = (acts(Tier::Full)?, acts(Tier::Fast)?);
         let first = shipped(&family, DEFAULT)?;
-        Ok(Dialogue { acts, sets: RwLock::new(Arc::new(vec![first])), family })
+        Ok(Dialogue {
+            acts,
+            tagger: Tagger::open(&family)?,
+            sets: RwLock::new(Arc::new(vec![first])),
+            domains: RwLock::default(),
+            family,
+        })
     }
 
     /// What stands in the provenance of its parts.
@@ -203,7 +219,7 @@ impl Dialogue {
     pub fn acts(&self, tier: Tier, text: &str, embedding: &Embedding, buckets: &[(u32, u32)]) -> Option<Vec<f32>> {
         let head = if tier == Tier::Full { &self.acts.0 } else { &self.acts.1 };
         let mut p = head.probabilities(embedding, buckets)?;
-        p[QUESTION] *= asks(text).map_or(1.0, |asks| if asks { SIGN.exp() } else { (-SIGN).exp() });
+        p[QUESTION] *= (SIGN * signs(text)).exp();
         let sum: f32 = p.iter().sum();
         p.iter_mut().for_each(|p| *p /= sum);
         Some(p)
@@ -212,6 +228,29 @@ impl Dialogue {
     /// The sets in force, in their order.
     pub fn sets(&self) -> Arc<Vec<Set>> {
         Arc::clone(&self.sets.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What finds values.
+    pub fn tagger(&self) -> &Tagger {
+        &self.tagger
+    }
+
+    /// The domains in force, whose values are looked for.
+    pub fn domains(&self) -> Arc<Vec<String>> {
+        Arc::clone(&self.domains.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts domains in force.
+    pub(super) fn look_for(&self, domains: Vec<String>) {
+        *self.domains.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(domains);
+    }
+
+    /// The simple model beside the one that finds values.
+    ///
+    /// # Errors
+    /// [`Failure::Model`].
+    pub fn dictionary(&self) -> Result<Dictionary, Failure> {
+        Dictionary::open(&self.family)
     }
 
     /// The simple model beside a shipped set: its labels, and a centroid of n-grams for each.
@@ -372,13 +411,18 @@ mod tests {
     #[test]
     fn signs_of_a_question_are_seen() {
         for text in ["Is it?", "He said: \"Why?\" ", "two?? "] {
-            assert_eq!(asks(text), Some(true), "{text}");
+            assert_eq!(signs(text), 1.0, "{text}");
         }
-        for text in ["Why? I see.", "so, what's up", "Don't you? No", "isn't it nice", "and where is it"] {
-            assert_eq!(asks(text), None, "{text}");
+        for text in
+            ["Why? I see.", "so, what's up", "Don't you? No", "isn't it nice", "and where is it", "what about a tea"]
+        {
+            assert_eq!(signs(text), 0.0, "{text}");
         }
         for text in ["It is.", "", "so", "Whatever you say", "don't worry"] {
-            assert_eq!(asks(text), Some(false), "{text}");
+            assert_eq!(signs(text), -1.0, "{text}");
+        }
+        for text in ["what a lovely day", "Oh, what an idea!"] {
+            assert_eq!(signs(text), -2.0, "{text}");
         }
     }
 

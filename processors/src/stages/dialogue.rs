@@ -2,7 +2,8 @@
 //!
 //! Promises: intents of the sets in force, the dialogue act and how probably an answer is expected, from the turn's
 //! embedding *as it travels* and its n-grams. The fold keeps who spoke, and which questions wait: what somebody else says
-//! answers them, unless it is a question itself. A turn that has no encoding, one of another encoder, or one that is surely
+//! answers them, unless it is a question itself. Values are looked for in the fold, because what was given before says
+//! what comes next; a bot's own words give none. A turn that has no encoding, one of another encoder, or one that is surely
 //! in another language than English is skipped. Leaves out: what the answers mean.
 
 use std::num::NonZeroUsize;
@@ -16,6 +17,7 @@ use crate::model::Models;
 use crate::model::intents::best;
 use crate::model::ngram::Normalised;
 use crate::model::sets::{ACTS, QUESTION, Set};
+use crate::model::slots::Found;
 use crate::stage::{Failure, Stage};
 
 /// Questions that are kept open of a conversation; the oldest is forgotten first.
@@ -35,17 +37,47 @@ pub struct Dialogues {
     models: Arc<Models>,
     /// Sets that stay, whatever is in force.
     fixed: Option<Arc<Vec<Set>>>,
+    /// Domains that stay, whatever is in force.
+    domains: Option<Arc<Vec<String>>>,
 }
 
 impl Dialogues {
     /// The stage on loaded models.
     pub fn new(models: Arc<Models>) -> Dialogues {
-        Dialogues { models, fixed: None }
+        Dialogues { models, fixed: None, domains: None }
     }
 
     /// The stage with sets of its own, rather than those in force.
     pub fn with_sets(models: Arc<Models>, sets: Vec<Set>) -> Dialogues {
-        Dialogues { models, fixed: Some(Arc::new(sets)) }
+        Dialogues { models, fixed: Some(Arc::new(sets)), domains: None }
+    }
+
+    /// The stage with domains of its own whose values are looked for.
+    #[must_use]
+    pub fn with_domains(self, domains: Vec<String>) -> Dialogues {
+        Dialogues { domains: Some(Arc::new(domains)), ..self }
+    }
+
+    /// The values that a text gives where these were given before, in the order of the words. Where those of several
+    /// domains overlap, the surest is kept.
+    pub(crate) fn values(&self, given: &[Slot], text: &str) -> Vec<Found<'_>> {
+        let dialogue = self.models.dialogue();
+        let domains = self.domains.as_ref().map_or_else(|| dialogue.domains(), Arc::clone);
+        let given: Vec<&str> = given.iter().map(|slot| slot.name.as_str()).collect();
+        let found = domains.iter().filter_map(|domain| dialogue.tagger().find(domain, text, &given)).flatten();
+        let mut found: Vec<Found<'_>> = found.collect();
+        if domains.len() > 1 {
+            found.sort_by(|a, b| b.probability.total_cmp(&a.probability));
+            let mut kept: Vec<Found<'_>> = Vec::with_capacity(found.len());
+            for one in found {
+                if kept.iter().all(|other| one.end <= other.start || other.end <= one.start) {
+                    kept.push(one);
+                }
+            }
+            found = kept;
+            found.sort_by_key(|found| found.start);
+        }
+        found
     }
 
     /// The part of a turn without its state, or why there is none.
@@ -111,6 +143,15 @@ impl Stage for Dialogues {
         if slice.turns < 0 || slice.turns == i64::MAX || slice.run < 0 || slice.exchanges < 0 {
             let problem = format!("{} turns are damage: run `undertone contexts rebuild`", slice.turns);
             return Err(Failure::Slice { stage: NAME, conversation: turn.conversation.clone(), problem });
+        }
+        // A part that was folded before, such as in a rebuild, has its values.
+        if part.state.is_none() && turn.sender.as_ref().is_none_or(|sender| !sender.bot) {
+            let slot = |found: Found<'_>| Slot {
+                name: found.name.to_owned(),
+                value: turn.text[found.start..found.end].to_owned(),
+                probability: found.probability,
+            };
+            part.slots = self.values(&slice.slots, &turn.text).into_iter().map(slot).collect();
         }
         let speaker = turn.sender.as_ref().map_or("", |sender| sender.id.as_str());
         part.state = Some(fold(slice, speaker, turn.position.unwrap_or_default(), turn.at, part));

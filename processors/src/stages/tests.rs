@@ -15,6 +15,8 @@ use super::*;
 use crate::eval::{self, Case, Choices, Report};
 use crate::model::ngram::Normalised;
 use crate::model::sets;
+use crate::model::slots;
+use crate::model::wanted::Wanted;
 use crate::model::{Models, Options};
 use crate::stage::{Failure, Stage};
 
@@ -556,6 +558,69 @@ fn intents_and_acts_follow_the_golden_file() {
     assert!(near * 100 <= golden.len(), "{near} results differ");
 }
 
+/// A line of `models/golden/slots.jsonl`; `models/train/slots.py` says what the fields are.
+#[derive(Deserialize)]
+struct GoldenSlots {
+    domain: String,
+    text: String,
+    given: Vec<String>,
+    slots: Vec<(String, String, f32)>,
+}
+
+#[test]
+fn values_follow_the_golden_file() {
+    let text = std::fs::read_to_string(root().join("models/golden/slots.jsonl")).unwrap();
+    let golden: Vec<GoldenSlots> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(golden.iter().map(|line| line.slots.len()).sum::<usize>() > 100, "too few values to compare with");
+    for line in golden {
+        let given: Vec<&str> = line.given.iter().map(String::as_str).collect();
+        let found = models().dialogue().tagger().find(&line.domain, &line.text, &given).unwrap();
+        let words = |start: usize, end: usize| {
+            let pieces = slots::pieces(&line.text[start..end]).into_iter();
+            pieces.map(|piece| piece.text).collect::<Vec<_>>().join(" ")
+        };
+        let said: Vec<_> = found.iter().map(|f| (f.name.to_owned(), words(f.start, f.end))).collect();
+        let expected: Vec<_> = line.slots.iter().map(|(name, value, _)| (name.clone(), value.clone())).collect();
+        assert_eq!(said, expected, "{:?}", line.text);
+        for (found, (_, _, probability)) in found.iter().zip(&line.slots) {
+            assert_near(found.probability, *probability, 1e-3, &line.text);
+        }
+    }
+    assert!(models().dialogue().tagger().find("nonsense", "4453", &[]).is_none());
+}
+
+#[test]
+fn values_are_looked_for_in_what_persons_say_and_kept() {
+    let said = |bot: bool, text: &str| {
+        let sender = schemas::Sender { id: bot.to_string(), name: None, bot };
+        Turn { sender: Some(sender), ..turn(0, text, Tier::Fast) }
+    };
+    let mut turns = [said(true, "my name is anthony"), said(false, "It is Anthony!"), said(false, "4453")];
+    Stage::infer(&Encode::new(Arc::clone(models())), &mut turns).unwrap();
+    let fold = |stage: &Dialogues, turns: &mut [Turn]| {
+        Stage::infer(stage, turns).unwrap();
+        let mut slice = schemas::slice::DialogueSlice::default();
+        turns.iter_mut().for_each(|turn| Stage::fold(stage, &mut slice, turn).unwrap());
+        slice
+    };
+    let stage = Dialogues::with_sets(Arc::clone(models()), Vec::new());
+    assert!(fold(&stage, &mut turns).slots.is_empty(), "nothing is configured");
+    let stage = stage.with_domains(vec!["finance".to_owned(), "insurance".to_owned()]);
+    let slice = fold(&stage, &mut turns);
+    let found = |turn: &Turn| {
+        let slots = &turn.dialogue.as_ref().unwrap().slots;
+        slots.iter().map(|slot| (slot.name.clone(), slot.value.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&turns[0]), []);
+    assert_eq!(found(&turns[1]), [("name".to_owned(), "Anthony".to_owned())]);
+    assert_eq!(slice.slots.first().map(|slot| slot.value.as_str()), Some("Anthony"));
+    assert_eq!(turns[2].dialogue.as_ref().unwrap().state.as_ref().unwrap().slots, slice.slots);
+
+    let wanted = Wanted { slots: vec!["nonsense".to_owned()], ..Wanted::default() };
+    let error = wanted.configure(models()).unwrap_err().to_string();
+    assert!(error.contains("nonsense") && error.contains("airline"), "{error}");
+}
+
 const EXAMPLES: &str = r#"{
     "refund": ["I want my money back", "please refund this order", "can I get a refund?", "give me back what I paid"],
     "hours": ["when do you open?", "are you open on Sunday", "what are your opening hours", "how late are you open today?"],
@@ -642,5 +707,13 @@ fn evaluation_of_intents_and_acts_runs_beside_the_baselines() {
         let acts = br#"{"turns":["Where do you live?","I live in Rome .","Please close the door .","OK, I will ."],"acts":[2,1,3,4]}"#;
         let report = run("acts", acts, &Choices::default()).unwrap();
         assert_eq!((report.n, report.metrics["question_f1"].value), (4, 1.0));
+        let slots = br#"{"dialogue":"a","domain":"finance","text":"anthony","slots":"name"}
+{"dialogue":"a","domain":"finance","text":"ok thank you","slots":"O O O"}"#;
+        let report = run("slots", slots, &Choices::default()).unwrap();
+        assert_eq!((report.n, report.metrics["f1"].value, report.metrics.len()), (2, 1.0, 3));
+        assert!(report.baseline.metrics.contains_key("f1"));
+        let wrong =
+            run("slots", br#"{"dialogue":"a","domain":"x","text":"","slots":""}"#, &Choices::default()).unwrap_err();
+        assert!(wrong.to_string().contains("airline"), "{wrong}");
     }
 }

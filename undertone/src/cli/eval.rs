@@ -12,7 +12,6 @@ use anyhow::Context as _;
 use flate2::read::MultiGzDecoder;
 use processors::Models;
 use processors::eval::{Case, Choices, Figure, Report, TASKS, Task};
-use processors::model::sets;
 
 use super::say;
 use crate::config::Config;
@@ -36,7 +35,7 @@ pub(super) fn eval(config: &Config, args: &super::Eval) -> anyhow::Result<ExitCo
     progress(&format!("loading the models for {lines} texts"));
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
     let models = Models::open(&dir, &library, &config.models.options())?;
-    sets::configure(&models, &config.dialogue.intents).context("read [dialogue] intents")?;
+    config.dialogue.wanted().configure(&models).context("read [dialogue]")?;
     let tier = args.tier.into();
     progress(&format!("scoring {lines} texts with the {} tier", schemas::Tier::name(tier)));
     let begun = Instant::now();

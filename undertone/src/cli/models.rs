@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use processors::model::sets;
 use processors::rebuild::Rebuilt;
 use processors::{Chain, Models, Plan};
 use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence};
@@ -46,7 +45,7 @@ fn chain(config: &Config, stages: &[String]) -> anyhow::Result<Chain> {
     let plan = processors::plan(processors::stages::ORDER, stages)?;
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
     let models = Models::open(&dir, &library, &config.models.options())?;
-    sets::configure(&models, &config.dialogue.intents).context("read [dialogue] intents")?;
+    config.dialogue.wanted().configure(&models).context("read [dialogue]")?;
     let mut all = processors::stages::all(&models);
     Ok(Chain::new(all.drain(plan.run).collect(), plan.first, Arc::new(Codec::embedded())))
 }
@@ -110,6 +109,10 @@ fn turn_text(turn: &Turn, colour: bool) -> String {
         for intent in &dialogue.intents {
             let scope = if intent.out_of_scope { "none; nearest " } else { "" };
             text += &format!("  intent     {scope}{} ({:.2}) of {}\n", intent.name, intent.probability, intent.set);
+        }
+        for slot in &dialogue.slots {
+            let value = crate::watch::lines::plain(&slot.value);
+            text += &format!("  slot       {} = {value} ({:.2})\n", slot.name, slot.probability);
         }
         if let Some(question) = dialogue.state.as_ref().and_then(|state| state.waiting.as_ref()) {
             text += &format!("  waiting    for an answer to turn {}\n", question.position);

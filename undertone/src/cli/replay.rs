@@ -292,7 +292,7 @@ async fn run(
         models,
         onnxruntime,
         options: config.models.options(),
-        intents: config.dialogue.intents.clone(),
+        dialogue: config.dialogue.wanted(),
         limits: Limits { batch_turns_max: config.processors.batch_turns_max, ..Limits::default() },
     };
     let contexts = Contexts::open_with(&folder.join("contexts.sqlite"), up::durability(config)).await;

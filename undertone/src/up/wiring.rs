@@ -152,7 +152,7 @@ impl Given {
             models: locate::models(&self.config.models.dir)?,
             onnxruntime: locate::onnxruntime(&self.config.models.onnxruntime)?,
             options: self.config.models.options(),
-            intents: self.config.dialogue.intents.clone(),
+            dialogue: self.config.dialogue.wanted(),
             limits: processors::Limits {
                 batch_turns_max: config.batch_turns_max,
                 session_timeout: Duration::from_secs(self.config.kafka.session_seconds_max),

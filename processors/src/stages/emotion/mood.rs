@@ -20,7 +20,7 @@ pub const RECENT_HALF_LIFE_MS: f64 = 60_000.0;
 pub const RECENT_HALF_LIFE_TURNS: f64 = 2.0;
 
 /// From this probability of a distressing emotion a turn is tense. Some fifty pairs of this and [`PLEASANT_MIN`] were
-/// compared on dialogues, and most did about as well; the model card has the figures.
+/// compared on dialogues; the model card has the figures.
 pub const TENSE_MIN: f32 = 0.7;
 /// From this probability of joy, by the Ekman view, a turn is pleasant: gratitude and approval are often mere courtesy.
 pub const PLEASANT_MIN: f32 = 0.9;

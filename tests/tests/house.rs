@@ -135,3 +135,9 @@ fn every_source_file_says_what_it_is_for() {
     }
     assert!(files > 50, "only {files} source files were found: the search is broken");
 }
+
+#[test]
+fn the_notice_holds_that_of_the_models() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    assert!(read("NOTICE").contains(read("models/NOTICE").trim_end()), "put what models/NOTICE says into NOTICE");
+}

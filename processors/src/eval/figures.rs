@@ -98,6 +98,34 @@ fn counts(predicted: &[Vec<bool>], truth: &[Vec<bool>], times: &[u32]) -> Vec<[f
     counts.into_iter().map(|count| count.map(f64::from)).collect()
 }
 
+/// Things in the order of what was said of each: how likely it is of a kind. Made once, judged for every resample.
+pub(super) struct Ranking(Vec<(f64, bool, usize)>);
+
+impl Ranking {
+    /// Of each thing what was said, whether it is of the kind, and its unit of the bootstrap.
+    pub(super) fn new(things: impl Iterator<Item = (f64, bool, usize)>) -> Ranking {
+        let mut things: Vec<_> = things.collect();
+        things.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Ranking(things)
+    }
+
+    /// The area under the ROC curve: the probability that one of the kind was said to be likelier than one that is not, a
+    /// tie counting half; each unit counts `times`. `None` where one side is missing.
+    pub(super) fn auc(&self, times: &[u32]) -> Option<f64> {
+        let [mut others, mut of_kind, mut won] = [0.0; 3];
+        for tied in self.0.chunk_by(|a, b| a.0 == b.0) {
+            let count = |wanted: bool| -> f64 {
+                tied.iter().filter(|(_, is, _)| *is == wanted).map(|(.., unit)| f64::from(times[*unit])).sum()
+            };
+            let (out, within) = (count(false), count(true));
+            won += within * (others + out / 2.0);
+            others += out;
+            of_kind += within;
+        }
+        (others > 0.0 && of_kind > 0.0).then(|| won / (others * of_kind))
+    }
+}
+
 pub(super) fn f1([hits, predicted, present]: [f64; 3]) -> f64 {
     if predicted + present > 0.0 { 2.0 * hits / (predicted + present) } else { 0.0 }
 }

@@ -12,6 +12,7 @@ use std::time::Instant;
 use schemas::Turn;
 use serde::Deserialize;
 
+use super::figures::Ranking;
 use super::{Baseline, Case, EvalError, Figure, Report, Task, bootstrap, lines, turn};
 use crate::model::examples::{Seen, idf, weigh};
 use crate::model::ngram::Normalised;
@@ -151,8 +152,8 @@ fn centroids(case: &Case<'_>, set: &Set) -> Result<Answers, EvalError> {
 }
 
 fn figures(answers: &[Answer], truth: &[Option<usize>]) -> BTreeMap<String, Figure> {
-    let mut order: Vec<usize> = (0..answers.len()).collect();
-    order.sort_by(|a, b| answers[*a].score.total_cmp(&answers[*b].score));
+    let scored = answers.iter().zip(truth).enumerate();
+    let ranking = Ranking::new(scored.map(|(i, (answer, truth))| (f64::from(answer.score), truth.is_some(), i)));
     let right = |i: usize| truth[i].is_some() && answers[i].label == truth[i];
     let all = bootstrap::figures(
         &["accuracy", "in_scope_accuracy_at_threshold", "oos_recall", "oos_auroc"],
@@ -167,27 +168,12 @@ fn figures(answers: &[Answer], truth: &[Option<usize>]) -> BTreeMap<String, Figu
                 sum(&|i| right(i)) / within,
                 sum(&|i| right(i) && answers[i].accepted) / within,
                 sum(&|i| truth[i].is_none() && !answers[i].accepted) / outside,
-                auroc(answers, truth, times, &order),
+                ranking.auc(times).unwrap_or(f64::NAN),
             ]
         },
     );
     // Without texts of one kind there is no such figure.
     all.into_iter().filter(|(_, figure)| figure.value.is_finite()).collect()
-}
-
-/// Probability that a text out of scope has a lower score than one in scope; a tie counts half.
-fn auroc(answers: &[Answer], truth: &[Option<usize>], times: &[u32], order: &[usize]) -> f64 {
-    let (mut outside, mut within, mut won) = (0.0, 0.0, 0.0);
-    for same in order.chunk_by(|a, b| answers[*a].score == answers[*b].score) {
-        let count = |is_in: bool| -> f64 {
-            same.iter().filter(|i| truth[**i].is_some() == is_in).map(|i| f64::from(times[*i])).sum()
-        };
-        let (tied_out, tied_in) = (count(false), count(true));
-        won += tied_in * (outside + tied_out / 2.0);
-        outside += tied_out;
-        within += tied_in;
-    }
-    won / (outside * within)
 }
 
 #[cfg(test)]

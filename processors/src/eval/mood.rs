@@ -15,6 +15,7 @@ use schemas::slice::EmotionSlice;
 use schemas::{Emotion, Turn};
 use serde::Deserialize;
 
+use super::figures::Ranking;
 use super::{Baseline, Case, EvalError, Figure, Report, Task, bootstrap, emotion, lines, turn};
 use crate::stage::Stage;
 use crate::stages::{Emotions, Turning, tension};
@@ -122,35 +123,18 @@ fn hits(called: &[Option<Turning>], there: &[Option<Turning>]) -> [f64; 3] {
 }
 
 fn figures(dialogues: &[Dialogue]) -> BTreeMap<String, Figure> {
-    let mut order: Vec<(f32, bool, usize)> = Vec::new();
-    for (place, dialogue) in dialogues.iter().enumerate() {
-        order.extend(dialogue.next.iter().map(|(said, negative)| (*said, *negative, place)));
-    }
-    order.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let next = |(place, dialogue): (usize, &Dialogue)| {
+        dialogue.next.iter().map(|(said, negative)| (f64::from(*said), *negative, place)).collect::<Vec<_>>()
+    };
+    let ranking = Ranking::new(dialogues.iter().enumerate().flat_map(next));
     bootstrap::figures(&["auc", "precision", "recall"], dialogues.len(), |times| {
         let mut sum = [0.0; 3];
         for (dialogue, times) in dialogues.iter().zip(times) {
             sum.iter_mut().zip(dialogue.turning).for_each(|(sum, count)| *sum += count * f64::from(*times));
         }
         let share = |of: f64| if of > 0.0 { sum[0] / of } else { 0.0 };
-        [auc(&order, times), share(sum[1]), share(sum[2])]
+        [ranking.auc(times).unwrap_or(0.5), share(sum[1]), share(sum[2])]
     })
-}
-
-/// The probability that a negative turn was said to be likelier than another, a tie counting half; each dialogue counts
-/// `times`. `order` is by what was said.
-fn auc(order: &[(f32, bool, usize)], times: &[u32]) -> f64 {
-    let [mut below, mut won, mut negative] = [0.0; 3];
-    for ties in order.chunk_by(|a, b| a.0 == b.0) {
-        let count = |which: bool| {
-            ties.iter().filter(|(_, is, _)| *is == which).map(|(_, _, d)| f64::from(times[*d])).sum::<f64>()
-        };
-        let (others, hits) = (count(false), count(true));
-        won += hits * (below + others / 2.0);
-        below += others;
-        negative += hits;
-    }
-    if below > 0.0 && negative > 0.0 { won / (below * negative) } else { 0.5 }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use schemas::slice::{PersonalitySlice, Statistics};
 use schemas::{Consent, Estimate, Sender, Turn};
 use serde::Deserialize;
 
+use super::figures::Ranking;
 use super::{Baseline, Case, EvalError, Figure, Report, Task, bootstrap, lines, turn};
 use crate::model::personality::TRAITS;
 use crate::stage::Stage;
@@ -201,13 +202,12 @@ fn sentences(text: &str) -> Vec<String> {
 }
 
 fn figures(people: &[Judged]) -> BTreeMap<String, Figure> {
-    let orders: [Vec<usize>; TRAITS] = std::array::from_fn(|trait_| {
-        let mut order: Vec<usize> = (0..people.len()).collect();
-        order.sort_by(|a, b| people[*a].said[trait_].total_cmp(&people[*b].said[trait_]));
-        order
+    let rankings: [Ranking; TRAITS] = std::array::from_fn(|trait_| {
+        let said = people.iter().enumerate();
+        Ranking::new(said.map(|(place, person)| (person.said[trait_], person.truth[trait_], place)))
     });
     bootstrap::figures(&NAMES, people.len(), |times| {
-        let aucs: [f64; TRAITS] = std::array::from_fn(|trait_| auc(people, trait_, &orders[trait_], times));
+        let aucs = rankings.each_ref().map(|ranking| ranking.auc(times).unwrap_or(0.5));
         let (mut right, mut all, mut held, mut width, mut judged) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (person, times) in people.iter().zip(times) {
             let times = f64::from(*times);
@@ -226,22 +226,6 @@ fn figures(people: &[Judged]) -> BTreeMap<String, Figure> {
         let mean = aucs.iter().sum::<f64>() / TRAITS as f64;
         [mean, o, c, e, a, n, share(right, all), share(held, judged), share(width, judged)]
     })
-}
-
-/// Probability that somebody with the trait is ranked above somebody without, ties half; one half if either is missing.
-fn auc(people: &[Judged], trait_: usize, order: &[usize], times: &[u32]) -> f64 {
-    let (mut with, mut without, mut won) = (0.0, 0.0, 0.0);
-    for tied in order.chunk_by(|a, b| people[*a].said[trait_] == people[*b].said[trait_]) {
-        let count = |truth: bool| -> f64 {
-            let counted = tied.iter().filter(|person| people[**person].truth[trait_] == truth);
-            counted.map(|person| f64::from(times[*person])).sum()
-        };
-        let (higher, lower) = (count(true), count(false));
-        won += higher * (without + 0.5 * lower);
-        with += higher;
-        without += lower;
-    }
-    if with > 0.0 && without > 0.0 { won / (with * without) } else { 0.5 }
 }
 
 #[cfg(test)]

@@ -283,7 +283,7 @@ impl Traits {
 pub struct Estimate {
     /// The estimate; the interval says how far few words carry.
     pub mean: f32,
-    /// With 80 %% probability, as many other words of the person give an estimate above this.
+    /// With 80 % probability, as many other words of the person give an estimate above this.
     pub low: f32,
     /// And below this.
     pub high: f32,

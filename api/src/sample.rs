@@ -1,8 +1,9 @@
 //! A turn with everything in it, for the tests of this crate.
 
 use schemas::{
-    Consent, Dialogue, DialogueState, Embedding, Emotion, Encoding, Evidence, GoEmotions, Intent, Mood, Personality,
-    Provenance, Question, Sender, Skipped, Stamp, Style, Tier, Traits, Turn, turn_id,
+    Coherence, Consent, Density, Dialogue, DialogueState, Embedding, Emotion, Encoding, Evidence, GoEmotions, Intent,
+    Mood, Personality, Provenance, Question, Segment, Sender, Skipped, Sound, Stamp, Style, Swatch, Synesthesia,
+    Texture, Tier, Traits, Turn, turn_id,
 };
 
 /// A turn as the processors write it.
@@ -65,7 +66,7 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
             style: Some(Style::default()),
         }),
         dialogue: Some(Dialogue {
-            provenance,
+            provenance: provenance.clone(),
             intents: vec![Intent {
                 name: "greeting".to_owned(),
                 probability: 0.875,
@@ -86,6 +87,27 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
                 exchanges: 0,
                 slots: Vec::new(),
             }),
+        }),
+        coherence: Some(Coherence {
+            provenance: provenance.clone(),
+            score: 0.75,
+            shift_probability: 0.625,
+            shift: true,
+            segment: Some(Segment { number: 2, first: position, turns: 1 }),
+            density: Some(Density { purity: 0.5, entropy: 0.6875, effective_dimension: 2.0, turns: 2 }),
+        }),
+        synesthesia: Some(Synesthesia {
+            provenance,
+            palette: vec![Swatch { colour: "#1a2b3c".to_owned(), weight: 1.0 }],
+            text_colour: "#ffffff".to_owned(),
+            sound: Sound {
+                tempo_bpm: 96.5,
+                mode: "dorian".to_owned(),
+                register: 62,
+                timbre: "warm pad".to_owned(),
+                dynamics: "mf".to_owned(),
+            },
+            texture: Texture { name: "velvet".to_owned(), roughness: 0.25, density: 0.5, motion: 0.125 },
         }),
     }
 }

@@ -6,7 +6,10 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use schemas::{Consent, Dialogue, Emotion, Encoding, Personality, Provenance, Sender, Skipped, Stamp, Tier, Turn};
+use schemas::{
+    Coherence, Consent, Dialogue, Emotion, Encoding, Personality, Provenance, Sender, Skipped, Stamp, Synesthesia,
+    Tier, Turn,
+};
 use serde::Serialize;
 
 /// What of a turn is shown.
@@ -49,6 +52,8 @@ struct View<'a> {
     emotion: Option<&'a Emotion>,
     personality: Option<&'a Personality>,
     dialogue: Option<&'a Dialogue>,
+    coherence: Option<&'a Coherence>,
+    synesthesia: Option<&'a Synesthesia>,
 }
 
 #[derive(Serialize)]
@@ -93,6 +98,8 @@ impl<'a> View<'a> {
             emotion: turn.emotion.as_ref(),
             personality: turn.personality.as_ref(),
             dialogue: turn.dialogue.as_ref(),
+            coherence: turn.coherence.as_ref(),
+            synesthesia: turn.synesthesia.as_ref(),
         }
     }
 }
@@ -156,6 +163,13 @@ mod tests {
             ("Intent", &shown["dialogue"]["intents"][0]),
             ("DialogueState", &shown["dialogue"]["state"]),
             ("Question", &shown["dialogue"]["state"]["waiting"]),
+            ("Coherence", &shown["coherence"]),
+            ("Segment", &shown["coherence"]["segment"]),
+            ("Density", &shown["coherence"]["density"]),
+            ("Synesthesia", &shown["synesthesia"]),
+            ("Swatch", &shown["synesthesia"]["palette"][0]),
+            ("Sound", &shown["synesthesia"]["sound"]),
+            ("Texture", &shown["synesthesia"]["texture"]),
         ] {
             let mut wanted = fields(find_in(&schema, record), record);
             let mut got: Vec<String> = place.as_object().unwrap().keys().cloned().collect();

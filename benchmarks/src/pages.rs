@@ -481,5 +481,7 @@ fn turn(n: usize, position: i64) -> Turn {
                 slots: Vec::new(),
             }),
         }),
+        coherence: None,
+        synesthesia: None,
     }
 }

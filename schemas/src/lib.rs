@@ -22,8 +22,9 @@ pub use codec::{Codec, DecodeError, EncodeError, LEARNT_MAX, Payload, SchemaErro
 pub use envelope::{Envelope, TraceParent};
 pub use feedback::Feedback;
 pub use part::{
-    Dialogue, DialogueState, Ekman, Embedding, Emotion, Encoding, Estimate, Evidence, GoEmotions, Intent, Mood,
-    NextAction, Personality, Provenance, Question, Slot, Style, Tier, Traits,
+    Coherence, Density, Dialogue, DialogueState, Ekman, Embedding, Emotion, Encoding, Estimate, Evidence, GoEmotions,
+    Intent, Mood, NextAction, Personality, Provenance, Question, Segment, Slot, Sound, Style, Swatch, Synesthesia,
+    Texture, Tier, Traits,
 };
 pub use registry::{Entry, Ids, Kind, REGISTERED, Registered, is_same, latest, versions};
 pub use reject::{Header, Reason, Redrive, Reject};

@@ -385,6 +385,104 @@ pub struct Question {
     pub at: i64,
 }
 
+/// Part of stage `coherence`: how the turn hangs together with what went before. Decided when it came: it never changes
+/// later.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Coherence {
+    /// Which model made it.
+    pub provenance: Provenance,
+    /// Probability that it is what comes next here, rather than a turn of elsewhere, 0 to 1; of a first turn, that it opens
+    /// a conversation.
+    pub score: f32,
+    /// Probability that it begins another topic, 0 to 1.
+    pub shift_probability: f32,
+    /// Whether that is probable enough to begin another segment.
+    pub shift: bool,
+    /// The segment of the turn; added by the fold.
+    #[serde(default)]
+    pub segment: Option<Segment>,
+    /// Absent unless the configuration asks for it; added by the fold.
+    #[serde(default)]
+    pub density: Option<Density>,
+}
+
+/// A stretch of turns about one topic, as far as it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// 1, 2, 3 … within the conversation.
+    pub number: i64,
+    /// Position of its first turn.
+    pub first: i64,
+    /// Its turns so far, this one included.
+    pub turns: i64,
+}
+
+/// Measures of the density matrix of what was said lately; descriptive.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Density {
+    /// Trace of its square: 1 where all was said in one direction, 1/turns where every turn went its own way.
+    pub purity: f32,
+    /// Von Neumann entropy in nats, 0 to ln(turns).
+    pub entropy: f32,
+    /// exp(entropy): how many directions the talk had, 1 to turns.
+    pub effective_dimension: f32,
+    /// Turns that it is made of.
+    pub turns: i32,
+}
+
+/// Part of stage `synesthesia`: how the words and the mood look, sound and feel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Synesthesia {
+    /// Which model made it.
+    pub provenance: Provenance,
+    /// Colours that go together, the heaviest first.
+    #[serde(default)]
+    pub palette: Vec<Swatch>,
+    /// sRGB: readable on the first colour of the palette (WCAG 2 AA).
+    pub text_colour: String,
+    /// How it sounds.
+    pub sound: Sound,
+    /// How it feels.
+    pub texture: Texture,
+}
+
+/// A colour of a palette.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Swatch {
+    /// sRGB, such as `#1a2b3c`.
+    pub colour: String,
+    /// Its share of the palette, 0 to 1.
+    pub weight: f32,
+}
+
+/// How something sounds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sound {
+    /// Beats a minute.
+    pub tempo_bpm: f32,
+    /// A church mode, such as `dorian`.
+    pub mode: String,
+    /// MIDI note of the tonic.
+    pub register: i32,
+    /// What plays it.
+    pub timbre: String,
+    /// `pp`, `p`, `mp`, `mf`, `f` or `ff`.
+    pub dynamics: String,
+}
+
+/// How something feels to the touch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Texture {
+    /// In a word.
+    pub name: String,
+    /// 0 (smooth) to 1 (rough).
+    pub roughness: f32,
+    /// 0 (airy) to 1 (dense).
+    pub density: f32,
+    /// 0 (still) to 1 (restless).
+    pub motion: f32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -105,6 +105,7 @@ pub const REGISTERED: &[Registered] = history! {
     12 Turn 3 "turn.3.avsc";
     13 PersonalitySlice 1 "personality_slice.1.avsc";
     14 EmotionSlice 2 "emotion_slice.2.avsc";
+    18 Turn 4 "turn.4.avsc";
 };
 
 /// The version that is written today.

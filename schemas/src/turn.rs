@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::part::{Dialogue, Emotion, Encoding, Personality, Tier};
+use crate::part::{Coherence, Dialogue, Emotion, Encoding, Personality, Synesthesia, Tier};
 
 /// Where a turn stands: what of a [`Turn`] tells who wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +81,12 @@ pub struct Turn {
     /// Part of stage `dialogue`.
     #[serde(default)]
     pub dialogue: Option<Dialogue>,
+    /// Part of stage `coherence`.
+    #[serde(default)]
+    pub coherence: Option<Coherence>,
+    /// Part of stage `synesthesia`.
+    #[serde(default)]
+    pub synesthesia: Option<Synesthesia>,
 }
 
 impl Turn {
@@ -123,6 +129,8 @@ impl Turn {
             emotion: None,
             personality: None,
             dialogue: None,
+            coherence: None,
+            synesthesia: None,
         }
     }
 
@@ -133,6 +141,8 @@ impl Turn {
             "emotion" => self.emotion = None,
             "personality" => self.personality = None,
             "dialogue" => self.dialogue = None,
+            "coherence" => self.coherence = None,
+            "synesthesia" => self.synesthesia = None,
             _ => {}
         }
         self.skipped.retain(|skipped| skipped.stage != stage);

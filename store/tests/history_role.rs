@@ -115,6 +115,8 @@ fn turn(conversation: &str, position: i64) -> Turn {
         emotion: None,
         personality: None,
         dialogue: None,
+        coherence: None,
+        synesthesia: None,
     }
 }
 

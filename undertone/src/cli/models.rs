@@ -61,6 +61,7 @@ fn turn_json(turn: &Turn) -> anyhow::Result<String> {
         "text": value["text"], "tier": value["tier"], "skipped": value["skipped"],
         "encoding": value["encoding"], "emotion": value["emotion"],
         "personality": value["personality"], "dialogue": value["dialogue"],
+        "coherence": value["coherence"], "synesthesia": value["synesthesia"],
     });
     Ok(parts.to_string())
 }

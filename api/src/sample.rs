@@ -98,6 +98,7 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
         }),
         synesthesia: Some(Synesthesia {
             provenance,
+            colour: "#203a5c".to_owned(),
             palette: vec![Swatch { colour: "#1a2b3c".to_owned(), weight: 1.0 }],
             text_colour: "#ffffff".to_owned(),
             sound: Sound {

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::registry::{Ids, Kind, REGISTERED, is_same, latest};
-use crate::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence};
+use crate::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice};
 use crate::topic::REJECT_BYTES_MAX;
 use crate::{Delivery, Feedback, Redrive, Reject, Reply, Turn, TurnHead};
 use write::Plan;
@@ -45,7 +45,8 @@ payloads!(
     EncodeSlice,
     EmotionSlice,
     DialogueSlice,
-    PersonalitySlice
+    PersonalitySlice,
+    SynesthesiaSlice
 );
 
 /// Why a value could not be written: a fault of ours, the value does not fit its schema.

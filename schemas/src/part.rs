@@ -435,7 +435,10 @@ pub struct Density {
 pub struct Synesthesia {
     /// Which model made it.
     pub provenance: Provenance,
-    /// Colours that go together, the heaviest first.
+    /// sRGB: the colour of the words by themselves, which the palette begins from.
+    pub colour: String,
+    /// Colours that go together, the heaviest first: those of the conversation after this turn; added by the fold, as is
+    /// all that follows.
     #[serde(default)]
     pub palette: Vec<Swatch>,
     /// sRGB: readable on the first colour of the palette (WCAG 2 AA).

@@ -29,11 +29,13 @@ pub enum Kind {
     DialogueSlice,
     /// [`crate::slice::PersonalitySlice`].
     PersonalitySlice,
+    /// [`crate::slice::SynesthesiaSlice`].
+    SynesthesiaSlice,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Turn,
         Kind::Reject,
         Kind::Reply,
@@ -45,6 +47,7 @@ impl Kind {
         Kind::EmotionSlice,
         Kind::DialogueSlice,
         Kind::PersonalitySlice,
+        Kind::SynesthesiaSlice,
     ];
 
     /// The name of its schema file.
@@ -61,6 +64,7 @@ impl Kind {
             Kind::EmotionSlice => "emotion_slice",
             Kind::DialogueSlice => "dialogue_slice",
             Kind::PersonalitySlice => "personality_slice",
+            Kind::SynesthesiaSlice => "synesthesia_slice",
         }
     }
 }
@@ -105,6 +109,7 @@ pub const REGISTERED: &[Registered] = history! {
     12 Turn 3 "turn.3.avsc";
     13 PersonalitySlice 1 "personality_slice.1.avsc";
     14 EmotionSlice 2 "emotion_slice.2.avsc";
+    16 SynesthesiaSlice 1 "synesthesia_slice.1.avsc";
     18 Turn 4 "turn.4.avsc";
 };
 

@@ -79,6 +79,31 @@ pub struct DialogueSlice {
     pub slots: Vec<Slot>,
 }
 
+/// Slice of stage `synesthesia`: where palette and feeling of the conversation stand, so that they move smoothly.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SynesthesiaSlice {
+    /// Turns folded so far.
+    pub turns: i64,
+    /// Smoothed valence, −1 to 1.
+    pub valence: f64,
+    /// Smoothed arousal, −1 to 1.
+    pub arousal: f64,
+    /// The palette as it was shown last; empty before the first turn.
+    #[serde(default)]
+    pub palette: Vec<Shade>,
+}
+
+/// A colour in OKLab.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Shade {
+    /// 0 (black) to 1 (white).
+    pub lightness: f32,
+    /// Green to red.
+    pub a: f32,
+    /// Blue to yellow.
+    pub b: f32,
+}
+
 /// Slice of stage `personality`: additive statistics of the people who consented, and of nobody else.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PersonalitySlice {

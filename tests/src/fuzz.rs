@@ -16,7 +16,7 @@ use ingest::websocket::frame::{self, Bounds};
 use processors::batch::{admit, rejection};
 use processors::{Chain, Models, Options, stages};
 use schemas::reject::ATTEMPT_HEADER;
-use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence};
+use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice};
 use schemas::{
     Codec, Delivery, Feedback, Payload, Redrive, Reject, Reply, Stamp, Tier, TraceParent, Turn, time, topic,
 };
@@ -112,6 +112,7 @@ pub fn avro(bytes: &[u8]) {
     round::<EmotionSlice>(bytes);
     round::<DialogueSlice>(bytes);
     round::<PersonalitySlice>(bytes);
+    round::<SynesthesiaSlice>(bytes);
 }
 
 /// A record of `turns.received`, or of a topic between two chains: it goes through all that a chain does with it, and comes

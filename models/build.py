@@ -26,6 +26,7 @@ from safetensors.numpy import load_file  # noqa: E402
 
 import acts  # noqa: E402
 import card  # noqa: E402
+import colours  # noqa: E402
 import emotion  # noqa: E402
 import encoder  # noqa: E402
 import golden  # noqa: E402
@@ -276,6 +277,18 @@ def step_slots(build):
     slots.golden(data, MODELS / "dialogue", MODELS / "golden/slots.jsonl")
 
 
+def step_synesthesia(build):
+    rows = {split: rows_of(build.folder / f"color_names/{split}.jsonl") for split in ("train", "dev")}
+    names = {split: [row["name"] for row in of] for split, of in rows.items()}
+    bags = {split: colours.grams(build.counter, of) for split, of in names.items()}
+    vectors = lambda texts, kept_as: colours.joined(emotion.read(build.general(texts, kept_as)), build.static.embed(texts))
+    seen = {split: vectors(of, f"colours-{split}") for split, of in names.items()}
+    (MODELS / "synesthesia").mkdir(exist_ok=True)
+    build.note("synesthesia", colours.build(rows, bags, seen, MODELS / "synesthesia", build.say))
+    asked = golden.NASTY + names["dev"][:GOLDEN // 2] + build.texts["dev"][:GOLDEN // 2]
+    colours.golden(asked, colours.grams(build.counter, asked), vectors(asked, "colours-golden"), MODELS / "synesthesia", MODELS / "golden/colours.jsonl")
+
+
 def step_cards(build):
     package = lambda p: {"package": p.name, "version": p.version, "sha256": p.sha256, "weights_sha256": p.weights_sha256}
     card.write(MODELS, "encoder", source=package(sources.ENCODER), measured=build.noted("encoder"))
@@ -287,12 +300,13 @@ def step_cards(build):
                needs=["encoder", "static"], dev=measured, seeds=build.noted("branch"))
     card.write(MODELS, "personality", data=["Yarkoni 2010 (published correlations)", "IPIP-NEO-120 items", "BYU chit-chat", "Microsoft personality chat"],
                needs=["encoder", "static"], dev=build.noted("personality"))
+    card.write(MODELS, "synesthesia", data=["colour names, train"], needs=["encoder", "static"], dev=build.noted("synesthesia"))
     card.write(MODELS, "vad", data=["EmoBank train"], needs=["encoder", "static", "emotion"], dev=build.noted("vad"))
     report.write_table(MODELS / "emotion/README.md", measured)
 
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
-         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_slots, step_cards)}
+         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_slots, step_synesthesia, step_cards)}
 
 
 def main():

@@ -83,6 +83,7 @@ function bubble(turn) {
   item.append(head, element("p", "text", turn.text));
   if (turn.emotion) item.append(bars(turn.emotion));
   else item.append(element("p", "none", whyNot(turn)));
+  if (turn.synesthesia?.palette.length) item.append(palette(turn.synesthesia));
   const said = tags(turn);
   if (said.length) {
     const box = element("ul", "tags");
@@ -90,6 +91,21 @@ function bubble(turn) {
     item.append(box);
   }
   return item;
+}
+
+// The palette of the conversation after a turn, each colour as wide as its share; what it sounds like on hovering.
+function palette({ palette, sound, texture }) {
+  const box = element("div", "palette");
+  for (const { colour, weight } of palette) {
+    const swatch = element("span");
+    swatch.style.background = colour;
+    swatch.style.flexGrow = weight;
+    box.append(swatch);
+  }
+  box.title = `${Math.round(sound.tempo_bpm)} bpm, ${sound.mode}, ${sound.timbre}, ${sound.dynamics}; ${texture.name}`;
+  box.setAttribute("role", "img");
+  box.setAttribute("aria-label", `palette ${palette.map((swatch) => swatch.colour).join(", ")}; ${box.title}`);
+  return box;
 }
 
 function whyNot(turn) {

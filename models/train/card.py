@@ -48,6 +48,12 @@ FAMILIES = {
             "personality.safetensors": ([], [f"{t}.{n}" for t in ("fast", "full") for n in ("bias", "drift", "personas", "spread", "weight")]),
         },
     },
+    "synesthesia": {
+        "model": "undertone-synesthesia", "version": "1", "licence": "Apache-2.0",
+        "files": {
+            "colours.safetensors": ([], ["bias", "bucket", "colours", "hidden", "hidden_bias", "idf", "mean", "out", "places", "rows", "scale", "share", "sharpness", "skip", "space", "space_middle"]),
+        },
+    },
     "vad": {
         "model": "undertone-vad", "version": "2", "licence": "CC-BY-SA-4.0",
         "files": {"vad.safetensors": ([], [f"{tier}.{name}" for tier in ("fast", "full") for name in ("bias", "share", "weight")] + [f"ngram.{name}" for name in ("bias", "idf", "weight", "weight_scale")])},

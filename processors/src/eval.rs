@@ -6,6 +6,7 @@
 
 mod acts;
 mod bootstrap;
+mod color;
 mod emotion;
 mod figures;
 mod intent;
@@ -42,6 +43,7 @@ pub const TASKS: &[&dyn Task] = &[
     &mood::MoodTask,
     &language::LanguageTask,
     &slots::SlotsTask,
+    &color::ColorTask,
 ];
 
 /// One thing that models are asked to tell, and how well they do.

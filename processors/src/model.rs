@@ -6,6 +6,7 @@
 //! files are found (the program knows), and training (`models/`).
 
 pub mod card;
+pub mod colours;
 pub mod cores;
 pub mod embed;
 pub mod encoder;
@@ -31,6 +32,7 @@ use schemas::{Provenance, Tier};
 
 use crate::stage::Failure;
 use card::Family;
+use colours::Colours;
 use cores::Cores;
 use embed::WordVectors;
 use encoder::Encoder;
@@ -68,11 +70,12 @@ pub struct Models {
     personality: Personality,
     dialogue: Dialogue,
     vad: Option<Vad>,
+    colours: Colours,
     cores: Cores,
 }
 
 impl Models {
-    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `personality`, `dialogue`, and `vad` if it is wanted) and
+    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `personality`, `dialogue`, `synesthesia`, and `vad` if it is wanted) and
     /// loads the ONNX Runtime library at
     /// `onnxruntime`. The library is loaded once a process; another pipeline may open its own models on the same one.
     ///
@@ -82,21 +85,30 @@ impl Models {
     pub fn open(dir: &Path, onnxruntime: &Path, options: &Options) -> Result<Arc<Models>, Failure> {
         let cores = Cores::new(options.cores);
         // The families do not depend on each other; reading and checking them at once halves the start.
-        let (encoder, words, expression, personality, dialogue, vad) = thread::scope(|scope| {
+        let (encoder, words, expression, personality, dialogue, vad, colours) = thread::scope(|scope| {
             let words = scope.spawn(|| WordVectors::open(&Family::open(dir, "static")?));
             let expression = scope.spawn(|| Expression::open(&Family::open(dir, "emotion")?));
             let personality = scope.spawn(|| Personality::open(&Family::open(dir, "personality")?));
             let dialogue = scope.spawn(|| Dialogue::open(Family::open(dir, "dialogue")?));
             let vad = scope.spawn(|| options.vad.then(|| Vad::open(&Family::open(dir, "vad")?)).transpose());
+            let colours = scope.spawn(|| Colours::open(&Family::open(dir, "synesthesia")?));
             let encoder = Runtime::load(onnxruntime)
                 .and_then(|runtime| Encoder::open(Family::open(dir, "encoder")?, runtime, options.cores, options.lazy));
             let (words, expression) = (cores::joined(words.join()), cores::joined(expression.join()));
             let (personality, dialogue) = (cores::joined(personality.join()), cores::joined(dialogue.join()));
-            (encoder, words, expression, personality, dialogue, cores::joined(vad.join()))
+            (
+                encoder,
+                words,
+                expression,
+                personality,
+                dialogue,
+                cores::joined(vad.join()),
+                cores::joined(colours.join()),
+            )
         });
         let (encoder, words, expression) = (encoder?, words?, expression?);
-        let (personality, dialogue, vad) = (personality?, dialogue?, vad?);
-        Ok(Arc::new(Models { encoder, words, expression, personality, dialogue, vad, cores }))
+        let (personality, dialogue, vad, colours) = (personality?, dialogue?, vad?, colours?);
+        Ok(Arc::new(Models { encoder, words, expression, personality, dialogue, vad, colours, cores }))
     }
 
     /// The transformer of the full tier.
@@ -127,6 +139,11 @@ impl Models {
     /// Valence, arousal and dominance, where they have a model of their own.
     pub fn vad(&self) -> Option<&Vad> {
         self.vad.as_ref()
+    }
+
+    /// Which colour words have.
+    pub fn colours(&self) -> &Colours {
+        &self.colours
     }
 
     /// The cores that models may use.

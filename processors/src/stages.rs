@@ -7,6 +7,7 @@ mod emotion;
 mod encode;
 mod memo;
 mod personality;
+mod synesthesia;
 
 use std::sync::Arc;
 
@@ -23,9 +24,12 @@ pub use emotion::{
 };
 pub use encode::{Encode, RECENT_MAX, SPACES_MAX};
 pub use personality::{MODELS_MAX, PERSONS_MAX, Personalities, WORDS_MIN};
+pub use synesthesia::{
+    CONTRAST_MIN, DYNAMICS, Feeling, MODES, SHARE, STEP_MAX, SWATCHES, Synesthesias, TEMPO_BPM, TIMBRES, srgb,
+};
 
 /// Names of all stages, in order.
-pub const ORDER: &[&str] = &["encode", "emotion", "personality", "dialogue"];
+pub const ORDER: &[&str] = &["encode", "emotion", "personality", "dialogue", "synesthesia"];
 
 /// All stages, in the order of [`ORDER`].
 pub fn all(models: &Arc<Models>) -> Vec<Box<dyn AnyStage>> {
@@ -34,6 +38,7 @@ pub fn all(models: &Arc<Models>) -> Vec<Box<dyn AnyStage>> {
         Box::new(Emotions::new(Arc::clone(models))),
         Box::new(Personalities::new(Arc::clone(models))),
         Box::new(Dialogues::new(Arc::clone(models))),
+        Box::new(Synesthesias::new(Arc::clone(models))),
     ]
 }
 

@@ -11,6 +11,7 @@ mod models;
 mod rejects;
 mod replay;
 mod serve;
+mod synesthesia;
 mod topics;
 
 use std::io::Write as _;
@@ -99,6 +100,8 @@ enum Command {
         #[arg(long)]
         consent: bool,
     },
+    /// Show a text as a palette, a sound and a texture; draw it, and play it into a file.
+    Synesthesia(Synesthesia),
     /// Score the models on labelled texts, beside a simpler model on the same texts.
     Eval(Eval),
     /// Check the intents that you name by examples.
@@ -170,6 +173,25 @@ struct Eval {
     #[arg(long, value_name = "CODE")]
     language: Option<String>,
     /// One JSON object, rather than a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What to see and to hear, and where.
+#[derive(Debug, Args)]
+struct Synesthesia {
+    /// The text.
+    text: String,
+    /// File to draw a picture to, as SVG.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// File to play a sound to, as WAV.
+    #[arg(long, value_name = "FILE")]
+    wav: Option<PathBuf>,
+    /// Which models.
+    #[arg(long, value_enum, default_value_t = TierChoice::Full)]
+    tier: TierChoice,
+    /// One JSON object, rather than words.
     #[arg(long)]
     json: bool,
 }
@@ -278,6 +300,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Analyze { texts, tier, json, consent } => {
             models::analyze(&settings.load()?, &texts, tier.into(), json, consent)
         }
+        Command::Synesthesia(args) => synesthesia::synesthesia(&settings.load()?, &args),
         Command::Eval(eval) => eval::eval(&settings.load()?, &eval),
         Command::Intents(command) => intents::intents(&settings.load()?, command),
         Command::Contexts(ContextsCommand::Show { conversation }) => {

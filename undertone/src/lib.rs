@@ -22,3 +22,4 @@ pub mod watch;
 pub mod top;
 pub mod demo;
 pub mod capacity;
+pub mod synesthesia;

@@ -383,7 +383,7 @@ fn slices_survive_the_codec() {
 /// A copy of the shipped models that can be damaged.
 fn copy() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for family in ["encoder", "static", "emotion", "personality", "dialogue", "vad"] {
+    for family in ["encoder", "static", "emotion", "personality", "dialogue", "synesthesia", "vad"] {
         std::fs::create_dir(dir.path().join(family)).unwrap();
         for entry in std::fs::read_dir(root().join("models").join(family)).unwrap() {
             let entry = entry.unwrap();
@@ -411,6 +411,7 @@ fn a_damaged_or_missing_file_is_named_with_its_mend() {
         "encoder/tokenizer.json",
         "static/static.safetensors",
         "emotion/head.safetensors",
+        "synesthesia/colours.safetensors",
     ] {
         let path = dir.path().join(file);
         let whole = std::fs::read(&path).unwrap();

@@ -23,7 +23,7 @@ const WHO_WITHIN: Duration = Duration::from_secs(1);
 /// Longest answer to that, in bytes.
 const WHO_BYTES_MAX: u64 = 64 * 1024;
 /// The families of models, by folder.
-const FAMILIES: [&str; 6] = ["encoder", "static", "emotion", "personality", "dialogue", "vad"];
+const FAMILIES: [&str; 7] = ["encoder", "static", "emotion", "personality", "dialogue", "synesthesia", "vad"];
 
 /// What was looked at, and how it is: what is good, or what is wrong with its mend.
 struct Check {

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use processors::rebuild::Rebuilt;
 use processors::{Chain, Models, Plan};
-use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence};
+use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice};
 use schemas::{Codec, Estimate, Style, Tier, Traits, Turn};
 use serde_json::{Value, json};
 use store::context::{Contexts, Record, Version};
@@ -120,6 +120,10 @@ fn turn_text(turn: &Turn, colour: bool) -> String {
         }
         text += &format!("  {dim}model      {}{end}\n", provenance(&dialogue.provenance));
     }
+    if let Some(part) = &turn.synesthesia {
+        text += &super::synesthesia::described(part, colour);
+        text += &format!("  {dim}model      {}{end}\n", provenance(&part.provenance));
+    }
     for skipped in &turn.skipped {
         text += &format!("  {:<10} absent: {}\n", skipped.stage, skipped.reason);
     }
@@ -158,6 +162,7 @@ fn slice(codec: &Codec, record: &Record) -> Value {
             "emotion" => codec.decode::<EmotionSlice>(&version.bytes).map(serde_json::to_value),
             "personality" => codec.decode::<PersonalitySlice>(&version.bytes).map(serde_json::to_value),
             "dialogue" => codec.decode::<DialogueSlice>(&version.bytes).map(serde_json::to_value),
+            "synesthesia" => codec.decode::<SynesthesiaSlice>(&version.bytes).map(serde_json::to_value),
             _ => Ok(Ok(json!({ "size_bytes": version.bytes.len() }))),
         };
         let content = match read {

@@ -2,7 +2,7 @@
 
     python3 models/build.py --data DIR [--work .cache/models] [STEP…]
 
-Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, slots, cards; without a name all
+Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, slots, synesthesia, coherence, cards; without a name all
 of them. Promises: says what it does; embeddings, the slow part, are kept in the work folder by the checksums of what they
 depend on, so that a run that was cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
 Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
@@ -277,6 +277,15 @@ def step_slots(build):
     slots.golden(data, MODELS / "dialogue", MODELS / "golden/slots.jsonl")
 
 
+def step_coherence(build):
+    import coherence  # noqa: PLC0415, as above
+
+    def vectors_of(texts):
+        return {"fast": emotion.read(build.static.embed(texts)), "full": emotion.read(build.general(texts, "coherence"))}
+
+    build.note("coherence", coherence.build(build.data.parent, vectors_of, MODELS / "coherence", MODELS / "golden/coherence.jsonl", build.say))
+
+
 def step_synesthesia(build):
     rows = {split: rows_of(build.folder / f"color_names/{split}.jsonl") for split in ("train", "dev")}
     names = {split: [row["name"] for row in of] for split, of in rows.items()}
@@ -298,6 +307,8 @@ def step_cards(build):
     measured = build.noted("report")
     card.write(MODELS, "emotion", data=["GoEmotions train", "GoEmotions dev (fusion and thresholds of the full tier)", "XED English train (the branch)"],
                needs=["encoder", "static"], dev=measured, seeds=build.noted("branch"))
+    card.write(MODELS, "coherence", data=["TIAGE train", "Synthetic-Persona-Chat", "BYU chit-chat", "STAR train", "MultiDoGO train"],
+               needs=["encoder", "static"], held_out=build.noted("coherence"))
     card.write(MODELS, "personality", data=["Yarkoni 2010 (published correlations)", "IPIP-NEO-120 items", "BYU chit-chat", "Microsoft personality chat"],
                needs=["encoder", "static"], dev=build.noted("personality"))
     card.write(MODELS, "synesthesia", data=["colour names, train"], needs=["encoder", "static"], dev=build.noted("synesthesia"))
@@ -306,7 +317,7 @@ def step_cards(build):
 
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
-         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_slots, step_synesthesia, step_cards)}
+         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_slots, step_synesthesia, step_coherence, step_cards)}
 
 
 def main():

@@ -113,11 +113,12 @@ function whyNot(turn) {
   return reason === "unsupported_language" ? "in a language that the models do not read" : "no emotion was read from this turn";
 }
 
-// What else was read from a turn, in a few words: where the mood turns, what the words do, what is wanted.
+// What else was read from a turn, in a few words: where the mood turns or the topic changes, what the words do, what is wanted.
 function tags(turn) {
   const said = [];
   const turning = turn.emotion?.mood?.turning;
   if (turning) said.push([TURNING[turning] || turning, `turning ${turning}`]);
+  if (turn.coherence?.shift) said.push(["new topic", "topic"]);
   const dialogue = turn.dialogue;
   if (!dialogue) return said;
   if (dialogue.act !== COMMON_ACT) said.push([dialogue.act, "act"]);
@@ -152,10 +153,29 @@ function draw() {
     byId(id).textContent = turn ? clock(turn.at) : "";
     if (turn) byId(id).dateTime = new Date(turn.at).toISOString();
   }
+  strip(known);
   const last = moods.filter(Boolean).at(-1);
   byId("mood-words").textContent = last ? moodWords(last) : "No turns yet";
   byId("curve-title").textContent = last
     ? `Course of the mood over ${known.length} turns, now ${moodWords(last)}` : "Course of the mood: no turns yet";
+}
+
+// How each turn hangs together with those before: the fuller the colour, the better; a line where a topic begins.
+function strip(known) {
+  const parts = known.map((turn) => turn.coherence);
+  const width = 600 / Math.max(known.length, 1);
+  const shape = (name, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    return node;
+  };
+  const cells = parts.flatMap((part, i) => (part
+    ? [shape("rect", { x: (i * width).toFixed(2), y: 0, width: width.toFixed(2), height: 10, opacity: (0.1 + 0.8 * part.score).toFixed(2) })] : []));
+  const shifts = parts.flatMap((part, i) => (part?.shift ? [shape("path", { d: `M${(i * width).toFixed(2)} 0v10` })] : []));
+  byId("cells").replaceChildren(...cells, ...shifts);
+  const told = parts.filter(Boolean);
+  byId("strip-title").textContent = told.length
+    ? `Coherence of ${told.length} turns, now ${told.at(-1).score.toFixed(2)}; ${told.filter((part) => part.shift).length} of them begin a new topic` : "Coherence of the turns: no turns yet";
 }
 
 function atEnd() {

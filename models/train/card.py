@@ -48,6 +48,14 @@ FAMILIES = {
             "personality.safetensors": ([], [f"{t}.{n}" for t in ("fast", "full") for n in ("bias", "drift", "personas", "spread", "weight")]),
         },
     },
+    "coherence": {
+        "model": "undertone-coherence", "version": "1", "licence": "Apache-2.0",
+        "files": {
+            "stop.json": ([], []),
+            "coherence.safetensors": ([], [f"{t}.{n}" for t in ("fast", "full") for n in (
+                "around", "blend", "grams", "grams_scale", "hidden", "hidden_bias", "out", "out_bias", "pair", "projection", "projection_bias", "simple", "threshold")]),
+        },
+    },
     "synesthesia": {
         "model": "undertone-synesthesia", "version": "1", "licence": "Apache-2.0",
         "files": {

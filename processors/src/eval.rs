@@ -6,6 +6,8 @@
 
 mod acts;
 mod bootstrap;
+mod coherence;
+mod dialogues;
 mod color;
 mod emotion;
 mod figures;
@@ -13,6 +15,8 @@ mod intent;
 mod language;
 mod mood;
 mod personality;
+mod segmentation;
+mod shift;
 mod slots;
 mod style;
 mod transfer;
@@ -43,6 +47,9 @@ pub const TASKS: &[&dyn Task] = &[
     &mood::MoodTask,
     &language::LanguageTask,
     &slots::SlotsTask,
+    &coherence::CoherenceTask,
+    &shift::ShiftTask,
+    &segmentation::SegmentationTask,
     &color::ColorTask,
 ];
 

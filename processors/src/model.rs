@@ -6,6 +6,7 @@
 //! files are found (the program knows), and training (`models/`).
 
 pub mod card;
+pub mod coherence;
 pub mod colours;
 pub mod cores;
 pub mod embed;
@@ -32,6 +33,7 @@ use schemas::{Provenance, Tier};
 
 use crate::stage::Failure;
 use card::Family;
+use coherence::Coherence;
 use colours::Colours;
 use cores::Cores;
 use embed::WordVectors;
@@ -52,12 +54,19 @@ pub struct Options {
     pub vad: bool,
     /// Whether the transformer is loaded with the first text of the full tier, rather than at the start.
     pub lazy: bool,
+    /// Whether stage coherence measures the density matrix of what was said lately.
+    pub density: bool,
 }
 
 impl Default for Options {
     /// As many cores as the process may use: the standard library reads affinity and cgroup quotas.
     fn default() -> Options {
-        Options { cores: thread::available_parallelism().map_or(1, usize::from), vad: true, lazy: false }
+        Options {
+            cores: thread::available_parallelism().map_or(1, usize::from),
+            vad: true,
+            lazy: false,
+            density: false,
+        }
     }
 }
 
@@ -69,15 +78,17 @@ pub struct Models {
     expression: Expression,
     personality: Personality,
     dialogue: Dialogue,
+    coherence: Coherence,
+    density: bool,
     vad: Option<Vad>,
     colours: Colours,
     cores: Cores,
 }
 
 impl Models {
-    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `personality`, `dialogue`, `synesthesia`, and `vad` if it is wanted) and
-    /// loads the ONNX Runtime library at
-    /// `onnxruntime`. The library is loaded once a process; another pipeline may open its own models on the same one.
+    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `personality`, `dialogue`, `coherence`,
+    /// `synesthesia`, and `vad` if it is wanted) and loads the ONNX Runtime library at `onnxruntime`. The library is loaded
+    /// once a process; another pipeline may open its own models on the same one.
     ///
     /// # Errors
     /// [`Failure::Model`]: a file is missing, damaged, or not what its card says; the library is missing, too old, or
@@ -85,30 +96,45 @@ impl Models {
     pub fn open(dir: &Path, onnxruntime: &Path, options: &Options) -> Result<Arc<Models>, Failure> {
         let cores = Cores::new(options.cores);
         // The families do not depend on each other; reading and checking them at once halves the start.
-        let (encoder, words, expression, personality, dialogue, vad, colours) = thread::scope(|scope| {
+        let (encoder, words, expression, personality, dialogue, coherence, vad, colours) = thread::scope(|scope| {
             let words = scope.spawn(|| WordVectors::open(&Family::open(dir, "static")?));
             let expression = scope.spawn(|| Expression::open(&Family::open(dir, "emotion")?));
             let personality = scope.spawn(|| Personality::open(&Family::open(dir, "personality")?));
             let dialogue = scope.spawn(|| Dialogue::open(Family::open(dir, "dialogue")?));
+            let coherence = scope.spawn(|| Coherence::open(&Family::open(dir, "coherence")?));
             let vad = scope.spawn(|| options.vad.then(|| Vad::open(&Family::open(dir, "vad")?)).transpose());
             let colours = scope.spawn(|| Colours::open(&Family::open(dir, "synesthesia")?));
             let encoder = Runtime::load(onnxruntime)
                 .and_then(|runtime| Encoder::open(Family::open(dir, "encoder")?, runtime, options.cores, options.lazy));
             let (words, expression) = (cores::joined(words.join()), cores::joined(expression.join()));
             let (personality, dialogue) = (cores::joined(personality.join()), cores::joined(dialogue.join()));
+            let coherence = cores::joined(coherence.join());
             (
                 encoder,
                 words,
                 expression,
                 personality,
                 dialogue,
+                coherence,
                 cores::joined(vad.join()),
                 cores::joined(colours.join()),
             )
         });
         let (encoder, words, expression) = (encoder?, words?, expression?);
-        let (personality, dialogue, vad, colours) = (personality?, dialogue?, vad?, colours?);
-        Ok(Arc::new(Models { encoder, words, expression, personality, dialogue, vad, colours, cores }))
+        let (personality, dialogue, coherence, vad, colours) = (personality?, dialogue?, coherence?, vad?, colours?);
+        let density = options.density;
+        Ok(Arc::new(Models {
+            encoder,
+            words,
+            expression,
+            personality,
+            dialogue,
+            coherence,
+            density,
+            vad,
+            colours,
+            cores,
+        }))
     }
 
     /// The transformer of the full tier.
@@ -134,6 +160,16 @@ impl Models {
     /// What words are meant to do.
     pub fn dialogue(&self) -> &Dialogue {
         &self.dialogue
+    }
+
+    /// How turns go on from each other.
+    pub fn coherence(&self) -> &Coherence {
+        &self.coherence
+    }
+
+    /// Whether the density matrix of what was said lately is measured.
+    pub fn density(&self) -> bool {
+        self.density
     }
 
     /// Valence, arousal and dominance, where they have a model of their own.

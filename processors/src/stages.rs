@@ -2,6 +2,7 @@
 //!
 //! To add one: a file under `stages/`, a line in [`all`] and [`ORDER`], an optional field in the schema.
 
+mod coherence;
 mod dialogue;
 mod emotion;
 mod encode;
@@ -17,6 +18,7 @@ use crate::language::is_surely_foreign;
 use crate::model::Models;
 use crate::stage::AnyStage;
 
+pub use coherence::{Coherences, DECAY, Followed, RECENT_MAX as COHERENCE_RECENT_MAX, density, offline};
 pub use dialogue::{Dialogues, OPEN_QUESTIONS_MAX, SLOTS_MAX};
 pub use emotion::{
     Emotions, HALF_LIFE_MS, HALF_LIFE_TURNS, PLEASANT_MIN, RECENT_HALF_LIFE_MS, RECENT_HALF_LIFE_TURNS, TENSE_MIN,
@@ -29,7 +31,7 @@ pub use synesthesia::{
 };
 
 /// Names of all stages, in order.
-pub const ORDER: &[&str] = &["encode", "emotion", "personality", "dialogue", "synesthesia"];
+pub const ORDER: &[&str] = &["encode", "emotion", "personality", "dialogue", "coherence", "synesthesia"];
 
 /// All stages, in the order of [`ORDER`].
 pub fn all(models: &Arc<Models>) -> Vec<Box<dyn AnyStage>> {
@@ -38,6 +40,7 @@ pub fn all(models: &Arc<Models>) -> Vec<Box<dyn AnyStage>> {
         Box::new(Emotions::new(Arc::clone(models))),
         Box::new(Personalities::new(Arc::clone(models))),
         Box::new(Dialogues::new(Arc::clone(models))),
+        Box::new(Coherences::new(Arc::clone(models))),
         Box::new(Synesthesias::new(Arc::clone(models))),
     ]
 }

@@ -17,7 +17,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::registry::{Ids, Kind, REGISTERED, is_same, latest};
-use crate::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice};
+use crate::slice::{
+    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice,
+};
 use crate::topic::REJECT_BYTES_MAX;
 use crate::{Delivery, Feedback, Redrive, Reject, Reply, Turn, TurnHead};
 use write::Plan;
@@ -46,6 +48,7 @@ payloads!(
     EmotionSlice,
     DialogueSlice,
     PersonalitySlice,
+    CoherenceSlice,
     SynesthesiaSlice
 );
 

@@ -29,13 +29,15 @@ pub enum Kind {
     DialogueSlice,
     /// [`crate::slice::PersonalitySlice`].
     PersonalitySlice,
+    /// [`crate::slice::CoherenceSlice`].
+    CoherenceSlice,
     /// [`crate::slice::SynesthesiaSlice`].
     SynesthesiaSlice,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Turn,
         Kind::Reject,
         Kind::Reply,
@@ -47,6 +49,7 @@ impl Kind {
         Kind::EmotionSlice,
         Kind::DialogueSlice,
         Kind::PersonalitySlice,
+        Kind::CoherenceSlice,
         Kind::SynesthesiaSlice,
     ];
 
@@ -64,6 +67,7 @@ impl Kind {
             Kind::EmotionSlice => "emotion_slice",
             Kind::DialogueSlice => "dialogue_slice",
             Kind::PersonalitySlice => "personality_slice",
+            Kind::CoherenceSlice => "coherence_slice",
             Kind::SynesthesiaSlice => "synesthesia_slice",
         }
     }
@@ -109,6 +113,7 @@ pub const REGISTERED: &[Registered] = history! {
     12 Turn 3 "turn.3.avsc";
     13 PersonalitySlice 1 "personality_slice.1.avsc";
     14 EmotionSlice 2 "emotion_slice.2.avsc";
+    15 CoherenceSlice 1 "coherence_slice.1.avsc";
     16 SynesthesiaSlice 1 "synesthesia_slice.1.avsc";
     18 Turn 4 "turn.4.avsc";
 };

@@ -171,3 +171,45 @@ impl Statistics {
         }
     }
 }
+
+/// Slice of stage `coherence`: what was said lately, and the segment that it belongs to.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct CoherenceSlice {
+    /// Models of the vectors and of the stage: what another made is forgotten.
+    pub model: String,
+    /// Turns that these models have read.
+    pub spoken: i64,
+    /// Who spoke last, as the source names them.
+    pub sender: String,
+    /// Number of the segment; 0 before the first turn.
+    pub segment: i64,
+    /// Position of its first turn.
+    pub first: i64,
+    /// Its turns.
+    pub turns: i64,
+    /// The last turns, the newest last.
+    #[serde(default)]
+    pub recent: Vec<Said>,
+    /// What the last turn prepares, as the model reads it.
+    #[serde(default)]
+    pub last: Vec<f32>,
+    /// The same of the last two turns for the turn after the next, the newest last.
+    #[serde(default)]
+    pub before: Vec<f32>,
+    /// Decayed sum of what all turns were about.
+    #[serde(default)]
+    pub context: Vec<f32>,
+    /// Decayed number of turns.
+    #[serde(default)]
+    pub weight: f32,
+}
+
+/// A turn, as the next ones are held against it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Said {
+    /// Its place in the encoder's space.
+    pub vector: Embedding,
+    /// Hashes of its content words, rising.
+    #[serde(default)]
+    pub terms: Vec<i32>,
+}

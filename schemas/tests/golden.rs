@@ -4,7 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice};
+use schemas::slice::{
+    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice,
+};
 use schemas::{Codec, DecodeError, Delivery, Feedback, Kind, Payload, Redrive, Reject, Reply, Turn};
 
 fn avro(folder: &str, kind: Kind, extension: &str) -> PathBuf {
@@ -49,6 +51,7 @@ fn every_kind_is_written_as_it_was_committed() {
     check::<EmotionSlice>();
     check::<DialogueSlice>();
     check::<PersonalitySlice>();
+    check::<CoherenceSlice>();
     check::<SynesthesiaSlice>();
 }
 

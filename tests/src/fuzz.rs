@@ -16,7 +16,9 @@ use ingest::websocket::frame::{self, Bounds};
 use processors::batch::{admit, rejection};
 use processors::{Chain, Models, Options, stages};
 use schemas::reject::ATTEMPT_HEADER;
-use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice};
+use schemas::slice::{
+    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice,
+};
 use schemas::{
     Codec, Delivery, Feedback, Payload, Redrive, Reject, Reply, Stamp, Tier, TraceParent, Turn, time, topic,
 };
@@ -112,6 +114,7 @@ pub fn avro(bytes: &[u8]) {
     round::<EmotionSlice>(bytes);
     round::<DialogueSlice>(bytes);
     round::<PersonalitySlice>(bytes);
+    round::<CoherenceSlice>(bytes);
     round::<SynesthesiaSlice>(bytes);
 }
 

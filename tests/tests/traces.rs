@@ -133,7 +133,7 @@ fn text_of<'s>(span: &'s Span, name: &str) -> &'s str {
 }
 
 /// Every span of a turn, with the one that it stands below.
-const TREE: [(&str, &str, SpanKind); 18] = [
+const TREE: [(&str, &str, SpanKind); 20] = [
     ("append", "intake", SpanKind::Producer),
     ("process", "append", SpanKind::Consumer),
     ("load contexts", "process", SpanKind::Internal),
@@ -141,11 +141,13 @@ const TREE: [(&str, &str, SpanKind); 18] = [
     ("infer emotion", "process", SpanKind::Internal),
     ("infer personality", "process", SpanKind::Internal),
     ("infer dialogue", "process", SpanKind::Internal),
+    ("infer coherence", "process", SpanKind::Internal),
     ("infer synesthesia", "process", SpanKind::Internal),
     ("fold encode", "process", SpanKind::Internal),
     ("fold emotion", "process", SpanKind::Internal),
     ("fold personality", "process", SpanKind::Internal),
     ("fold dialogue", "process", SpanKind::Internal),
+    ("fold coherence", "process", SpanKind::Internal),
     ("fold synesthesia", "process", SpanKind::Internal),
     ("save contexts", "process", SpanKind::Internal),
     ("commit", "process", SpanKind::Internal),

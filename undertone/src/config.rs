@@ -307,6 +307,8 @@ pub struct Models {
     pub vad: bool,
     /// When the transformer is loaded.
     pub load: Load,
+    /// Whether the density matrix of what was said lately is measured.
+    pub density: bool,
 }
 
 /// `[models] load`.
@@ -322,7 +324,8 @@ pub enum Load {
 impl Models {
     /// How models run.
     pub fn options(&self) -> processors::Options {
-        processors::Options { vad: self.vad, lazy: self.load == Load::Lazy, ..processors::Options::default() }
+        let lazy = self.load == Load::Lazy;
+        processors::Options { vad: self.vad, lazy, density: self.density, ..processors::Options::default() }
     }
 }
 

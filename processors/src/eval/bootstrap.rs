@@ -41,7 +41,7 @@ fn percentile(sorted: &[f64], share: f64) -> f64 {
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014): small, and the same everywhere.
-struct SplitMix64(u64);
+pub(super) struct SplitMix64(pub(super) u64);
 
 impl SplitMix64 {
     fn next(&mut self) -> u64 {
@@ -52,7 +52,7 @@ impl SplitMix64 {
     }
 
     /// Evenly below `bound`, by the high half of a product (the bias is below 2⁻³² for any data that fits here).
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.next()) * bound as u128) >> 64) as usize
     }
 }

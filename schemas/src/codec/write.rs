@@ -295,7 +295,9 @@ mod tests {
     use super::*;
     use crate::codec::parsed;
     use crate::registry::latest;
-    use crate::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Shade, Space, SynesthesiaSlice};
+    use crate::slice::{
+        CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Shade, Space, SynesthesiaSlice,
+    };
     use crate::{Embedding, Payload, Reject, Turn};
 
     fn check<T: Payload>(value: &T) {
@@ -325,6 +327,7 @@ mod tests {
         check(&EmotionSlice::default());
         check(&DialogueSlice::default());
         check(&PersonalitySlice::default());
+        check(&CoherenceSlice::default());
         let palette = vec![Shade { lightness: 0.5, a: -0.25, b: 0.125 }; 5];
         check(&SynesthesiaSlice { turns: 2, palette, ..SynesthesiaSlice::default() });
         check(&EmotionSlice { ekman: vec![0.5; 7], valence: f64::NAN, ..EmotionSlice::default() });

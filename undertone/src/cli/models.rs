@@ -8,8 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use processors::rebuild::Rebuilt;
 use processors::{Chain, Models, Plan};
-use schemas::slice::{DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice};
-use schemas::{Codec, Estimate, Style, Tier, Traits, Turn};
+use schemas::slice::{
+    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice,
+};
+use schemas::{Codec, Density, Estimate, Style, Tier, Traits, Turn};
 use serde_json::{Value, json};
 use store::context::{Contexts, Record, Version};
 use store::log::Kafka;
@@ -120,6 +122,16 @@ fn turn_text(turn: &Turn, colour: bool) -> String {
         }
         text += &format!("  {dim}model      {}{end}\n", provenance(&dialogue.provenance));
     }
+    if let Some(coherence) = &turn.coherence {
+        text += &format!("  coherence  {:.2}\n", coherence.score);
+        let (begins, segment) = (if coherence.shift { ", a new topic" } else { "" }, coherence.segment);
+        text += &segment.map(|s| format!("  segment    {}, turn {}{begins}\n", s.number, s.turns)).unwrap_or_default();
+        if let Some(Density { purity, entropy, effective_dimension, .. }) = coherence.density {
+            text +=
+                &format!("  density    purity {purity:.2}, entropy {entropy:.2}, dimension {effective_dimension:.2}\n");
+        }
+        text += &format!("  {dim}model      {}{end}\n", provenance(&coherence.provenance));
+    }
     if let Some(part) = &turn.synesthesia {
         text += &super::synesthesia::described(part, colour);
         text += &format!("  {dim}model      {}{end}\n", provenance(&part.provenance));
@@ -160,6 +172,7 @@ fn slice(codec: &Codec, record: &Record) -> Value {
             "sequence" => codec.decode::<Sequence>(&version.bytes).map(serde_json::to_value),
             "encode" => codec.decode::<EncodeSlice>(&version.bytes).map(serde_json::to_value),
             "emotion" => codec.decode::<EmotionSlice>(&version.bytes).map(serde_json::to_value),
+            "coherence" => codec.decode::<CoherenceSlice>(&version.bytes).map(serde_json::to_value),
             "personality" => codec.decode::<PersonalitySlice>(&version.bytes).map(serde_json::to_value),
             "dialogue" => codec.decode::<DialogueSlice>(&version.bytes).map(serde_json::to_value),
             "synesthesia" => codec.decode::<SynesthesiaSlice>(&version.bytes).map(serde_json::to_value),

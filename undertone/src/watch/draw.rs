@@ -55,6 +55,9 @@ fn turns(frame: &mut Frame<'_>, area: Rect, view: &View) {
     frame.render_widget(Paragraph::new(lines).block(block), area);
 }
 
+/// From what does not hang together to what does.
+const LEVELS: [&str; 8] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
+
 fn turn_lines(turn: &Seen, width: usize) -> Vec<Line<'static>> {
     let speaker = plain(turn.speaker());
     let colour = SPEAKERS[speaker.bytes().map(usize::from).sum::<usize>() % SPEAKERS.len()];
@@ -66,6 +69,14 @@ fn turn_lines(turn: &Seen, width: usize) -> Vec<Line<'static>> {
         head.push(format!("  {:+.2}", emotion.valence).fg(colour_of_valence(emotion.valence)));
         if let Some(turning) = emotion.mood.as_ref().and_then(|mood| mood.turning.as_deref()) {
             head.push(format!("  {}", plain(turning)).bold());
+        }
+    }
+    if let Some(hanging) = turn.coherence {
+        // The fuller the block, the better it goes on from what was said before.
+        let level = (hanging.score.clamp(0.0, 1.0) * (LEVELS.len() - 1) as f64).round() as usize;
+        head.push(format!("  {}", LEVELS[level]).dim());
+        if hanging.shift {
+            head.push("  new topic".bold());
         }
     }
     if let Some(meant) = &turn.dialogue {
@@ -211,6 +222,7 @@ mod tests {
                 "dialogue": { "act": if i == 0 { "inform" } else { "question" }, "intents": [
                     { "name": "weather", "out_of_scope": false }, { "name": "alarm", "out_of_scope": true },
                 ] },
+                "coherence": { "score": 0.5, "shift": i == 1 },
             });
             view.apply(News::Turn(serde_json::from_value(turn).unwrap()));
         }
@@ -220,7 +232,17 @@ mod tests {
     #[test]
     fn screen_shows_speaker_words_bars_and_mood() {
         let screen = drawn(100, 24, &view());
-        let said = ["Ann", "what a lovely day", "and now it rains", "joy", "relieved", "question", "weather"];
+        let said = [
+            "Ann",
+            "what a lovely day",
+            "and now it rains",
+            "joy",
+            "relieved",
+            "question",
+            "weather",
+            "new topic",
+            "▅",
+        ];
         for wanted in said.into_iter().chain(["█", "mood +0.00", "trend -0.10", "0.50"]) {
             assert!(screen.contains(wanted), "{wanted} is missing:\n{screen}");
         }

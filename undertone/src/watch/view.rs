@@ -30,6 +30,9 @@ pub struct Seen {
     /// What the words are meant to do.
     #[serde(default)]
     pub dialogue: Option<Meant>,
+    /// How it hangs together with what went before.
+    #[serde(default)]
+    pub coherence: Option<Hanging>,
 }
 
 /// Who speaks.
@@ -67,6 +70,15 @@ pub struct Meant {
     /// One a set.
     #[serde(default)]
     pub intents: Vec<Wanted>,
+}
+
+/// The part of stage `coherence`, as far as it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Hanging {
+    /// 0 to 1.
+    pub score: f64,
+    /// Whether it begins another topic.
+    pub shift: bool,
 }
 
 /// What is wanted, among the intents of a set.

@@ -27,7 +27,7 @@ pub use emotion::{
 pub use encode::{Encode, RECENT_MAX, SPACES_MAX};
 pub use personality::{MODELS_MAX, PERSONS_MAX, Personalities, WORDS_MIN};
 pub use synesthesia::{
-    CONTRAST_MIN, DYNAMICS, Feeling, MODES, SHARE, STEP_MAX, SWATCHES, Synesthesias, TEMPO_BPM, TIMBRES, srgb,
+    CONTRAST_MIN, DYNAMICS, Feeling, MODES, SHARE, STEP_MAX, STRETCH, SWATCHES, Synesthesias, TEMPO_BPM, TIMBRES, srgb,
 };
 
 /// Names of all stages, in order.

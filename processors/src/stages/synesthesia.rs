@@ -31,6 +31,10 @@ pub const SHARE: f32 = 0.5;
 /// The furthest that a colour moves with one turn, in OKLab (where black and white are 1 apart).
 pub const STEP_MAX: f32 = 0.12;
 
+/// How much valence and arousal are stretched before they count: people rate most sentences near the middle, and the emotion
+/// model learned their ratings, so that hardly a text would reach the ends of a scale. Set by eye.
+pub const STRETCH: f32 = 2.0;
+
 const NAME: &str = "synesthesia";
 /// Texts that a core looks at together, so that starting a thread is worth it.
 const GRAIN: NonZeroUsize = NonZeroUsize::new(32).expect("it is not zero");
@@ -162,12 +166,13 @@ impl Stage for Synesthesias {
     }
 }
 
-/// What a turn makes felt: its own valence and the mood's, in equal parts, and its arousal.
+/// What a turn makes felt: its own valence and the mood's, in equal parts, and its arousal, both stretched.
 fn felt(turn: &Turn) -> Option<Feeling> {
     let emotion = turn.emotion.as_ref()?;
     let mood = emotion.mood.as_ref().map_or(emotion.valence, |mood| mood.valence);
-    let valence = (0.5 * (emotion.valence + mood)).clamp(-1.0, 1.0);
-    Some(Feeling { valence, arousal: emotion.arousal.unwrap_or(0.0).clamp(-1.0, 1.0) })
+    let stretched = |x: f32| (STRETCH * x).clamp(-1.0, 1.0);
+    let (valence, arousal) = (0.5 * (emotion.valence + mood), emotion.arousal.unwrap_or(0.0));
+    Some(Feeling { valence: stretched(valence), arousal: stretched(arousal) })
 }
 
 /// From one colour towards another: [`SHARE`] of the way, and no further than [`STEP_MAX`].

@@ -11,7 +11,7 @@
 //! that a screen can show. Leaves out: how palettes follow each other (the stage).
 
 use palette::color_difference::Wcag21RelativeContrast as _;
-use palette::{FromColor as _, Okhsl, Oklab, Srgb};
+use palette::{FromColor as _, LinSrgb, Okhsl, Oklab, Srgb};
 use schemas::Swatch;
 
 use super::Feeling;
@@ -24,7 +24,7 @@ const SATURATION: [f32; 2] = [0.22, 0.60];
 /// How far a whole unit of the above moves brightness and saturation, in log-odds. Set by eye.
 const GAINS: [f32; 2] = [1.2, 2.6];
 /// What is added to the log-odds of saturation: the model's colours are middles of several, and greyer than each. Set by eye.
-const PURER: f32 = 0.7;
+const PURER: f32 = 1.1;
 /// What counts of the log-odds of the seed's lightness, so that there is room above and below. Set by eye.
 const LIGHTNESS_SHARE: f32 = 0.75;
 /// Saturation and lightness that the log-odds start from are kept within this of 0 and 1.
@@ -81,30 +81,29 @@ pub(super) fn swatches(palette: &[Oklab; SWATCHES]) -> Vec<Swatch> {
     palette.iter().zip(&RELATIONS).map(swatch).collect()
 }
 
-/// A colour for text on this ground: of the ground's hue and nearly black or nearly white, whichever contrasts more; black
-/// or white itself where that is not enough.
+/// Above this luminance black contrasts more than white, and below it white: √(1.05 × 0.05) − 0.05, where both have 4.58 to 1.
+const MIDDLE: f32 = 0.179_13;
+
+/// A colour for text on this ground: of the ground's hue and nearly black or nearly white; black or white itself where that
+/// has not contrast enough.
 pub(super) fn text_on(ground: Oklab) -> String {
     let hue = Okhsl::from_color(ground).hue;
-    let of = |saturation, lightness| hex(Oklab::from_color(Okhsl::new(hue, saturation, lightness)));
-    let ground = hex(ground);
-    let most = |texts: [String; 2]| {
-        let [dark, light] = texts;
-        if contrast(&ground, &dark) >= contrast(&ground, &light) { dark } else { light }
-    };
-    let tinted = most([of(0.4, 0.12), of(0.4, 0.96)]);
-    if contrast(&ground, &tinted) >= CONTRAST_MIN { tinted } else { most(["#000000".into(), "#ffffff".into()]) }
+    let ground: Srgb = shown(ground).into_format();
+    let (lightness, plain) =
+        if ground.relative_luminance().luma > MIDDLE { (0.12, "#000000") } else { (0.96, "#ffffff") };
+    let tinted = shown(Oklab::from_color(Okhsl::new(hue, 0.4, lightness)));
+    let enough = ground.relative_contrast(tinted.into_format()) >= CONTRAST_MIN;
+    if enough { format!("#{tinted:02x}") } else { plain.to_owned() }
 }
 
-/// The contrast of two colours by WCAG 2.1, 1 to 21.
-fn contrast(a: &str, b: &str) -> f32 {
-    let read = |hex: &str| srgb(hex).unwrap_or_default();
-    read(a).relative_contrast(read(b))
+/// The nearest colour that a screen shows.
+fn shown(colour: Oklab) -> Srgb<u8> {
+    Srgb::from_linear(LinSrgb::from_color(colour))
 }
 
 /// A colour as `#rrggbb`; what no screen shows is brought to the nearest that one does.
 pub(super) fn hex(colour: Oklab) -> String {
-    let Srgb { red, green, blue, .. } = Srgb::from_color(colour).into_format::<u8>();
-    format!("#{red:02x}{green:02x}{blue:02x}")
+    format!("#{:02x}", shown(colour))
 }
 
 /// The colour that `#rrggbb` stands for.

@@ -160,8 +160,8 @@ fn the_palette_of_a_conversation_moves_smoothly_and_arrives() {
         stage.fold(&mut again, &mut refolded).unwrap();
         assert_eq!((again, refolded), (slice.clone(), turn));
     }
-    let felt = Feeling { valence: 0.8, arousal: 0.5 };
-    let target = palette::palette(Oklab::from_color(srgb("#2060c0").unwrap()), &felt);
+    let felt = Feeling { valence: 0.4, arousal: 0.25 };
+    let target = palette::palette(Oklab::from_color(srgb("#2060c0").unwrap()), &Feeling { valence: 0.8, arousal: 0.5 });
     for number in 0..60 {
         stage.fold(&mut slice, &mut turn(number, "#2060c0", Some(felt))).unwrap();
     }
@@ -174,10 +174,11 @@ fn the_palette_of_a_conversation_moves_smoothly_and_arrives() {
 #[test]
 fn a_first_turn_has_its_own_palette_and_damage_is_told() {
     let stage = Synesthesias::new(Arc::clone(models()));
-    let felt = Feeling { valence: -0.5, arousal: 0.5 };
+    let felt = Feeling { valence: -0.25, arousal: 0.75 };
     let (mut slice, mut first) = (SynesthesiaSlice::default(), turn(0, "#c04020", Some(felt)));
     stage.fold(&mut slice, &mut first).unwrap();
-    let own = palette::swatches(&palette::palette(Oklab::from_color(srgb("#c04020").unwrap()), &felt));
+    let stretched = Feeling { valence: -0.5, arousal: 1.0 };
+    let own = palette::swatches(&palette::palette(Oklab::from_color(srgb("#c04020").unwrap()), &stretched));
     assert_eq!(first.synesthesia.unwrap().palette, own);
     let mut broken = SynesthesiaSlice { palette: slice.palette[..2].to_vec(), ..slice.clone() };
     let problem = stage.fold(&mut broken, &mut turn(1, "#c04020", None)).unwrap_err().to_string();

@@ -719,3 +719,21 @@ fn evaluation_of_intents_and_acts_runs_beside_the_baselines() {
         assert!(wrong.to_string().contains("airline"), "{wrong}");
     }
 }
+
+#[test]
+fn the_density_matrix_is_measured_where_it_is_asked_for() {
+    let options = Options { cores: 1, lazy: true, density: true, ..Options::default() };
+    let models = Models::open(&root().join("models"), &onnxruntime(), &options).unwrap();
+    let mut batch = turns(["good morning", "good morning", "the train was late again"], Tier::Fast);
+    Stage::infer(&Encode::new(Arc::clone(&models)), &mut batch).unwrap();
+    let stage = Coherences::new(models);
+    Stage::infer(&stage, &mut batch).unwrap();
+    let mut slice = Default::default();
+    for turn in &mut batch {
+        Stage::fold(&stage, &mut slice, turn).unwrap();
+    }
+    let density = |turn: &Turn| turn.coherence.as_ref().unwrap().density.unwrap();
+    let (first, second, third) = (density(&batch[0]), density(&batch[1]), density(&batch[2]));
+    assert_eq!([first.turns, second.turns, third.turns], [1, 2, 3]);
+    assert!(first.entropy < 1e-6 && second.entropy < 1e-3 && third.entropy > 0.2, "{third:?}");
+}

@@ -2,7 +2,7 @@
 
     python3 models/build.py --data DIR [--work .cache/models] [STEP…]
 
-Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, slots, synesthesia, coherence, cards; without a name all
+Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, slots, actions, synesthesia, coherence, cards; without a name all
 of them. Promises: says what it does; embeddings, the slow part, are kept in the work folder by the checksums of what they
 depend on, so that a run that was cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
 Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
@@ -24,6 +24,7 @@ sys.path.insert(0, str(MODELS / "train"))
 import numpy as np  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
+import actions  # noqa: E402
 import acts  # noqa: E402
 import card  # noqa: E402
 import colours  # noqa: E402
@@ -298,12 +299,20 @@ def step_synesthesia(build):
     colours.golden(asked, colours.grams(build.counter, asked), vectors(asked, "colours-golden"), MODELS / "synesthesia", MODELS / "golden/colours.jsonl")
 
 
+def step_actions(build):
+    data, folder = build.data.parent, MODELS / "dialogue"
+    texts = actions.texts_of(data)
+    rows = {"full": build.general(texts, "actions"), "fast": build.static.embed(texts)}
+    build.note("actions", actions.train(data, folder, texts, rows, say=build.say))
+    actions.golden(data, folder, MODELS / "golden/actions.jsonl", rows["fast"], texts)
+
+
 def step_cards(build):
     package = lambda p: {"package": p.name, "version": p.version, "sha256": p.sha256, "weights_sha256": p.weights_sha256}
     card.write(MODELS, "encoder", source=package(sources.ENCODER), measured=build.noted("encoder"))
     card.write(MODELS, "static", source=package(sources.STATIC), measured=build.noted("static"))
-    card.write(MODELS, "dialogue", data=["CLINC150 train", "Banking77 train", "HWU64 train", "STAR train", "BYU chit-chat", "Synthetic-Persona-Chat", "MultiDoGO train (values)"],
-               needs=["encoder", "static"], dev=build.noted("dialogue") | {"slots": build.noted("slots")})
+    card.write(MODELS, "dialogue", data=["CLINC150 train", "Banking77 train", "HWU64 train", "STAR train (out of scope, and next actions)", "BYU chit-chat", "Synthetic-Persona-Chat", "MultiDoGO train (values)"],
+               needs=["encoder", "static"], dev=build.noted("dialogue") | {name: build.noted(name) for name in ("slots", "actions")})
     measured = build.noted("report")
     card.write(MODELS, "emotion", data=["GoEmotions train", "GoEmotions dev (fusion and thresholds of the full tier)", "XED English train (the branch)"],
                needs=["encoder", "static"], dev=measured, seeds=build.noted("branch"))
@@ -317,7 +326,8 @@ def step_cards(build):
 
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
-         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_slots, step_synesthesia, step_coherence, step_cards)}
+         (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_slots, step_actions,
+          step_synesthesia, step_coherence, step_cards)}
 
 
 def main():

@@ -10,6 +10,7 @@ from pathlib import Path
 from sources import sha256_of
 
 GRAMS = ["bucket", "gram_scale", "gram_weight", "idf"]
+NEXT = sorted(["word", "own", "label_bias", "state", "side_label", *(n + s for n in ("text", "out", "side_state", "side_pair", "deep", "last") for s in ("", "_bias"))])
 HEAD = ["bias", *GRAMS, "threshold", "weight"]
 
 FAMILIES = {
@@ -32,11 +33,13 @@ FAMILIES = {
         },
     },
     "dialogue": {
-        "model": "undertone-dialogue", "version": "3", "licence": "Apache-2.0",
+        "model": "undertone-dialogue", "version": "4", "licence": "Apache-2.0",
         "files": {f"acts.{tier}.safetensors": ([], HEAD) for tier in ("fast", "full")} | {
             f"{name}.{file}": ([], tensors) for name in ("clinc150", "banking77", "hwu64")
             for file, tensors in (("json", []), ("centroid.safetensors", GRAMS), ("fast.safetensors", HEAD), ("full.safetensors", HEAD))
         } | {
+            "next.json": ([], []),
+            **{f"next.{tier}.{kind}.safetensors": ([], NEXT) for tier in ("fast", "full") for kind in ("known", "transfer")},
             "slots.json": ([], []), "slots.dictionary.json": ([], []),
             "slots.safetensors": ([], ["bucket", "first", "label", "last", "scale", "start", "step", "transition"]),
         },

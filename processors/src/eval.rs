@@ -14,6 +14,7 @@ mod figures;
 mod intent;
 mod language;
 mod mood;
+mod next_action;
 mod personality;
 mod segmentation;
 mod shift;
@@ -47,6 +48,7 @@ pub const TASKS: &[&dyn Task] = &[
     &mood::MoodTask,
     &language::LanguageTask,
     &slots::SlotsTask,
+    &next_action::NextActionTask,
     &coherence::CoherenceTask,
     &shift::ShiftTask,
     &segmentation::SegmentationTask,
@@ -90,6 +92,8 @@ pub struct Choices {
     pub set: Option<String>,
     /// A file of intents that are named by examples, instead of a set.
     pub examples: Option<PathBuf>,
+    /// A file of the actions of tasks, beside the shipped ones.
+    pub actions: Option<PathBuf>,
     /// The language of texts that name none, as an ISO 639-3 code.
     pub language: Option<String>,
 }

@@ -14,6 +14,7 @@ pub mod encoder;
 pub mod examples;
 pub mod expression;
 pub mod intents;
+pub mod next;
 pub mod ngram;
 pub mod personality;
 pub mod runtime;

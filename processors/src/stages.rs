@@ -74,4 +74,4 @@ fn note(turn: &mut Turn, stage: &'static str, reason: Option<&'static str>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -115,6 +115,7 @@ pub const REGISTERED: &[Registered] = history! {
     14 EmotionSlice 2 "emotion_slice.2.avsc";
     15 CoherenceSlice 1 "coherence_slice.1.avsc";
     16 SynesthesiaSlice 1 "synesthesia_slice.1.avsc";
+    17 DialogueSlice 2 "dialogue_slice.2.avsc";
     18 Turn 4 "turn.4.avsc";
 };
 

@@ -77,6 +77,9 @@ pub struct DialogueSlice {
     /// The last value of each slot, the newest last.
     #[serde(default)]
     pub slots: Vec<Slot>,
+    /// Labels of the actions of configured tasks that a bot took, the newest last.
+    #[serde(default)]
+    pub actions: Vec<String>,
 }
 
 /// Slice of stage `synesthesia`: where palette and feeling of the conversation stand, so that they move smoothly.

@@ -169,6 +169,9 @@ struct Eval {
     /// Intents of your own, each with example sentences, for intent.
     #[arg(long, value_name = "FILE", conflicts_with = "set")]
     examples: Option<PathBuf>,
+    /// Actions of tasks, {task: [label, …]} or {task: {label: template}}, for next-action; the shipped ones if absent.
+    #[arg(long, value_name = "FILE")]
+    actions: Option<PathBuf>,
     /// Language of the texts, as an ISO 639-3 code, for language; that of each line if absent.
     #[arg(long, value_name = "CODE")]
     language: Option<String>,

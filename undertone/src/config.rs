@@ -216,12 +216,23 @@ pub struct Dialogue {
     pub intents: Vec<String>,
     /// Domains whose values are looked for.
     pub slots: Vec<String>,
+    /// Tasks whose next actions are told.
+    pub tasks: BTreeMap<String, DialogueTask>,
+}
+
+/// `[dialogue.tasks.NAME]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DialogueTask {
+    /// Its actions: label and template.
+    pub actions: BTreeMap<String, String>,
 }
 
 impl Dialogue {
     /// As the processors read it.
     pub fn wanted(&self) -> processors::model::wanted::Wanted {
-        processors::model::wanted::Wanted { intents: self.intents.clone(), slots: self.slots.clone() }
+        let tasks = self.tasks.iter().map(|(name, task)| (name.clone(), task.actions.clone())).collect();
+        processors::model::wanted::Wanted { intents: self.intents.clone(), slots: self.slots.clone(), tasks }
     }
 }
 

@@ -17,6 +17,7 @@ use super::Models;
 use super::card::Family;
 use super::examples::{EXAMPLES_MAX, Learnt, Seen};
 use super::intents::{Centroids, Head, LABELS_MAX, Scored, labels};
+use super::next::{Actions, Next};
 use super::ngram::Normalised;
 use super::slots::{Dictionary, Tagger};
 use crate::stage::Failure;
@@ -187,8 +188,10 @@ pub struct Dialogue {
     family: Family,
     acts: (Head, Head),
     tagger: Tagger,
+    next: Next,
     sets: RwLock<Arc<Vec<Set>>>,
     domains: RwLock<Arc<Vec<String>>>,
+    actions: RwLock<Option<Arc<Actions>>>,
 }
 
 impl Dialogue {
@@ -203,8 +206,10 @@ impl Dialogue {
         Ok(Dialogue {
             acts,
             tagger: Tagger::open(&family)?,
+            next: Next::open(&family)?,
             sets: RwLock::new(Arc::new(vec![first])),
             domains: RwLock::default(),
+            actions: RwLock::default(),
             family,
         })
     }
@@ -238,6 +243,21 @@ impl Dialogue {
     /// The domains in force, whose values are looked for.
     pub fn domains(&self) -> Arc<Vec<String>> {
         Arc::clone(&self.domains.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What tells next actions.
+    pub fn next(&self) -> &Next {
+        &self.next
+    }
+
+    /// The actions of the tasks in force; none: no task is.
+    pub fn actions(&self) -> Option<Arc<Actions>> {
+        self.actions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts the actions of tasks in force.
+    pub(super) fn choose_from(&self, actions: Option<Arc<Actions>>) {
+        *self.actions.write().unwrap_or_else(PoisonError::into_inner) = actions;
     }
 
     /// Puts domains in force.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::Models;
+use super::next::{ACTIONS_MAX, Actions, Tasks};
 use super::sets::{self, DEFAULT, ExamplesError};
 use crate::stage::Failure;
 
@@ -16,11 +17,13 @@ pub struct Wanted {
     pub intents: Vec<String>,
     /// Domains whose values are looked for.
     pub slots: Vec<String>,
+    /// Tasks with the labels and templates of their actions.
+    pub tasks: Tasks,
 }
 
 impl Default for Wanted {
     fn default() -> Wanted {
-        Wanted { intents: vec![DEFAULT.to_owned()], slots: Vec::new() }
+        Wanted { intents: vec![DEFAULT.to_owned()], slots: Vec::new(), tasks: Tasks::new() }
     }
 }
 
@@ -33,6 +36,12 @@ pub enum WantedError {
     /// A domain that there is not.
     #[error("there is no domain \"{0}\" in [dialogue] slots: name some of {1}, or none")]
     Domain(String, String),
+    /// A task without actions, or too many of them.
+    #[error("{0} in [dialogue.tasks]: a task has at least one action, and all together have at most {ACTIONS_MAX}")]
+    Tasks(String),
+    /// A fault of ours.
+    #[error(transparent)]
+    Model(#[from] Failure),
 }
 
 impl Wanted {
@@ -43,8 +52,7 @@ impl Wanted {
     pub fn configure(&self, models: &Models) -> Result<(), WantedError> {
         self.check(models)?;
         sets::configure(models, &self.intents)?;
-        models.dialogue().look_for(self.slots.clone());
-        Ok(())
+        Ok(self.tell(models)?)
     }
 
     /// As [`Wanted::configure`], and follows what changes in the files.
@@ -58,11 +66,24 @@ impl Wanted {
             mend: "mend the configuration".to_owned(),
         })?;
         sets::follow(models, &self.intents)?;
+        self.tell(models)
+    }
+
+    fn tell(&self, models: &Models) -> Result<(), Failure> {
         models.dialogue().look_for(self.slots.clone());
+        let actions = if self.tasks.is_empty() { None } else { Some(Arc::new(Actions::of(models, &self.tasks)?)) };
+        models.dialogue().choose_from(actions);
         Ok(())
     }
 
     fn check(&self, models: &Models) -> Result<(), WantedError> {
+        if let Some((task, _)) = self.tasks.iter().find(|(_, actions)| actions.is_empty()) {
+            return Err(WantedError::Tasks(format!("\"{task}\" has no action")));
+        }
+        let count: usize = self.tasks.values().map(|actions| actions.len()).sum();
+        if count > ACTIONS_MAX {
+            return Err(WantedError::Tasks(format!("{count} actions are too many")));
+        }
         let known = models.dialogue().tagger().domains();
         let unknown = self.slots.iter().find(|name| !known.contains(&name.as_str()));
         unknown.map_or(Ok(()), |name| Err(WantedError::Domain(name.clone(), known.join(", "))))

@@ -3,18 +3,20 @@
 //! Promises: intents of the sets in force, the dialogue act and how probably an answer is expected, from the turn's
 //! embedding *as it travels* and its n-grams. The fold keeps who spoke, and which questions wait: what somebody else says
 //! answers them, unless it is a question itself. Values are looked for in the fold, because what was given before says
-//! what comes next; a bot's own words give none. A turn that has no encoding, one of another encoder, or one that is surely
+//! what comes next; a bot's own words give none. They tell which action of the configured tasks it took, by the template
+//! that they are nearest to, and a person's turn has the actions that may come next. A turn that has no encoding, one of another encoder, or one that is surely
 //! in another language than English is skipped. Leaves out: what the answers mean.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use schemas::slice::DialogueSlice;
-use schemas::{Dialogue, DialogueState, Intent, Question, Slot, Turn};
+use schemas::{Dialogue, DialogueState, Encoding, Intent, NextAction, Question, Slot, Turn};
 
 use super::{is_foreign, note, reason};
 use crate::model::Models;
 use crate::model::intents::best;
+use crate::model::next::{Actions, Event, HISTORY_MAX, OLD, State};
 use crate::model::ngram::Normalised;
 use crate::model::sets::{ACTS, QUESTION, Set};
 use crate::model::slots::Found;
@@ -24,6 +26,11 @@ use crate::stage::{Failure, Stage};
 pub const OPEN_QUESTIONS_MAX: usize = 8;
 /// Slots that are kept of a conversation; the oldest is forgotten first.
 pub const SLOTS_MAX: usize = 16;
+
+/// Actions that are told of each task.
+const NEXT_ACTIONS: usize = 3;
+/// Cosine of a bot's words and a template from which the bot took that action.
+const RECOGNISED: f32 = 0.6;
 
 const NAME: &str = "dialogue";
 /// Probability from which an answer is expected.
@@ -39,23 +46,47 @@ pub struct Dialogues {
     fixed: Option<Arc<Vec<Set>>>,
     /// Domains that stay, whatever is in force.
     domains: Option<Arc<Vec<String>>>,
+    /// Actions that stay, whatever is in force.
+    actions: Option<Arc<Actions>>,
 }
 
 impl Dialogues {
     /// The stage on loaded models.
     pub fn new(models: Arc<Models>) -> Dialogues {
-        Dialogues { models, fixed: None, domains: None }
+        Dialogues { models, fixed: None, domains: None, actions: None }
     }
 
     /// The stage with sets of its own, rather than those in force.
     pub fn with_sets(models: Arc<Models>, sets: Vec<Set>) -> Dialogues {
-        Dialogues { models, fixed: Some(Arc::new(sets)), domains: None }
+        Dialogues { models, fixed: Some(Arc::new(sets)), domains: None, actions: None }
     }
 
     /// The stage with domains of its own whose values are looked for.
     #[must_use]
     pub fn with_domains(self, domains: Vec<String>) -> Dialogues {
         Dialogues { domains: Some(Arc::new(domains)), ..self }
+    }
+
+    /// The stage with actions of its own.
+    #[must_use]
+    pub fn with_actions(self, actions: Actions) -> Dialogues {
+        Dialogues { actions: Some(Arc::new(actions)), ..self }
+    }
+
+    /// The most probable actions of each task after what a person said.
+    fn next_actions(&self, actions: &Actions, history: &[String], encoding: &Encoding) -> Vec<NextAction> {
+        let said = [Some(&encoding.embedding), None];
+        let state = State { history, said, event: Event::User, age: OLD, ..State::default() };
+        let (next, tier) = (self.models.dialogue().next(), encoding.provenance.tier);
+        let of = |task| {
+            let told = move |(action, probability): (&str, f32)| NextAction {
+                task: String::from(task),
+                action: action.to_owned(),
+                probability,
+            };
+            actions.score(next, tier, &[task], &state).into_iter().take(NEXT_ACTIONS).map(told)
+        };
+        actions.tasks().flat_map(of).collect()
     }
 
     /// The values that a text gives where these were given before, in the order of the words. Where those of several
@@ -144,8 +175,20 @@ impl Stage for Dialogues {
             let problem = format!("{} turns are damage: run `undertone contexts rebuild`", slice.turns);
             return Err(Failure::Slice { stage: NAME, conversation: turn.conversation.clone(), problem });
         }
+        let is_bot = turn.sender.as_ref().is_some_and(|sender| sender.bot);
+        let is_new = part.state.is_none();
+        let actions = self.actions.clone().or_else(|| self.models.dialogue().actions());
+        if let (Some(actions), Some(encoding)) = (actions, &turn.encoding) {
+            if is_bot {
+                let taken = actions.recognise(encoding.provenance.tier, &encoding.embedding, RECOGNISED);
+                slice.actions.extend(taken.map(str::to_owned));
+                forget(&mut slice.actions, HISTORY_MAX);
+            } else if is_new {
+                part.next_actions = self.next_actions(&actions, &slice.actions, encoding);
+            }
+        }
         // A part that was folded before, such as in a rebuild, has its values.
-        if part.state.is_none() && turn.sender.as_ref().is_none_or(|sender| !sender.bot) {
+        if is_new && !is_bot {
             let slot = |found: Found<'_>| Slot {
                 name: found.name.to_owned(),
                 value: turn.text[found.start..found.end].to_owned(),

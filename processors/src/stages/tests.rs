@@ -20,7 +20,7 @@ use crate::model::wanted::Wanted;
 use crate::model::{Models, Options};
 use crate::stage::{Failure, Stage};
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
@@ -29,7 +29,7 @@ fn onnxruntime() -> PathBuf {
 }
 
 /// The shipped models, opened once for all tests.
-pub(super) fn models() -> &'static Arc<Models> {
+pub(crate) fn models() -> &'static Arc<Models> {
     static MODELS: LazyLock<Arc<Models>> = LazyLock::new(|| {
         let models = Models::open(&root().join("models"), &onnxruntime(), &Options { cores: 3, ..Options::default() });
         models.unwrap_or_else(|e| {

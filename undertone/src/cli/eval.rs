@@ -43,6 +43,7 @@ pub(super) fn eval(config: &Config, args: &super::Eval) -> anyhow::Result<ExitCo
         labels: args.labels.clone(),
         set: args.set.clone(),
         examples: args.examples.clone(),
+        actions: args.actions.clone(),
         language: args.language.clone(),
     };
     let case = Case { models: &models, tier, data: &data, choices: &choices };

@@ -117,6 +117,9 @@ fn turn_text(turn: &Turn, colour: bool) -> String {
             let value = crate::watch::lines::plain(&slot.value);
             text += &format!("  slot       {} = {value} ({:.2})\n", slot.name, slot.probability);
         }
+        for next in &dialogue.next_actions {
+            text += &format!("  next       {} ({:.2}) of {}\n", next.action, next.probability, next.task);
+        }
         if let Some(question) = dialogue.state.as_ref().and_then(|state| state.waiting.as_ref()) {
             text += &format!("  waiting    for an answer to turn {}\n", question.position);
         }

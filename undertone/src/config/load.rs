@@ -169,6 +169,12 @@ enum Known<'a> {
     Bots,
     /// A bot's keys.
     Bot,
+    /// Any name, then a task's keys.
+    Tasks,
+    /// A task's keys.
+    Task,
+    /// Any label, with a text.
+    Labels,
     /// Any dotted name, with a text.
     Properties,
     /// A value of this one's type.
@@ -178,6 +184,7 @@ enum Known<'a> {
 }
 
 const BOT_KEYS: [&str; 2] = ["webhook_secret", "webhook_secret_file"];
+const TASK_KEYS: [&str; 1] = ["actions"];
 
 impl<'a> Known<'a> {
     fn below(&self, path: &[String], key: &str) -> Option<Known<'a>> {
@@ -189,12 +196,15 @@ impl<'a> Known<'a> {
             Known::Section(table) => Some(match (path, key, table.get(key)?) {
                 ([section], "bots", _) if section == "telegram" => Known::Bots,
                 ([section], "properties", _) if section == "kafka" => Known::Properties,
+                ([section], "tasks", _) if section == "dialogue" => Known::Tasks,
                 (_, _, Value::Table(table)) => Known::Section(table),
                 (_, _, value) => Known::Leaf(value),
             }),
             Known::Bots => Some(Known::Bot),
             Known::Bot => BOT_KEYS.contains(&key).then_some(Known::Text),
-            Known::Properties => Some(Known::Text),
+            Known::Tasks => Some(Known::Task),
+            Known::Task => TASK_KEYS.contains(&key).then_some(Known::Labels),
+            Known::Properties | Known::Labels => Some(Known::Text),
             Known::Leaf(_) | Known::Text => None,
         }
     }
@@ -203,7 +213,8 @@ impl<'a> Known<'a> {
         match self {
             Known::Section(table) => table.keys().map(String::as_str).collect(),
             Known::Bot => BOT_KEYS.to_vec(),
-            Known::Bots | Known::Properties | Known::Leaf(_) | Known::Text => Vec::new(),
+            Known::Task => TASK_KEYS.to_vec(),
+            Known::Bots | Known::Tasks | Known::Labels | Known::Properties | Known::Leaf(_) | Known::Text => Vec::new(),
         }
     }
 
@@ -247,12 +258,6 @@ fn section(
                     out.insert(format!("{key}.{rest}"), value);
                 }
             }
-            (Known::Section(_) | Known::Bots | Known::Bot | Known::Properties, DeValue::Table(nested)) => {
-                out.insert(key.to_owned(), Value::Table(section(nested, &below, path, place, text)?));
-            }
-            (Known::Section(_) | Known::Bots | Known::Bot | Known::Properties, _) => {
-                return Err(wrong(place, path, "a table"));
-            }
             (Known::Text | Known::Leaf(Value::String(_)), _) => {
                 let value = as_text(value, text).ok_or_else(|| wrong(place, path, "a text"))?;
                 out.insert(key.to_owned(), Value::String(value));
@@ -263,6 +268,10 @@ fn section(
                 let read = read.filter(|v| same_kind(v, default)).ok_or_else(|| wrong(place, path, kind(default)))?;
                 out.insert(key.to_owned(), read);
             }
+            (_, DeValue::Table(nested)) => {
+                out.insert(key.to_owned(), Value::Table(section(nested, &below, path, place, text)?));
+            }
+            (_, _) => return Err(wrong(place, path, "a table")),
         }
         path.pop();
     }

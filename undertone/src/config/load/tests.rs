@@ -45,6 +45,18 @@ fn unknown_key_in_the_file_is_refused_with_the_nearest_name() {
 }
 
 #[test]
+fn tasks_have_actions_of_any_label() {
+    let file = "[dialogue.tasks.refund.actions]\nask_order = \"Which order?\"\ngoodbye_1 = \"Bye.\"\n";
+    let config = with_file(file).unwrap();
+    let actions: Vec<&String> = config.dialogue.tasks["refund"].actions.keys().collect();
+    assert_eq!(actions, ["ask_order", "goodbye_1"]);
+    let message = with_file("[dialogue.tasks.refund.action]\na = \"b\"\n").unwrap_err().to_string();
+    assert!(message.contains("did you mean dialogue.tasks.refund.actions?"), "{message}");
+    let message = with_file("[dialogue.tasks.refund]\nactions = [\"a\"]\n").unwrap_err().to_string();
+    assert!(message.contains("dialogue.tasks.refund.actions") && message.contains("a table"), "{message}");
+}
+
+#[test]
 fn unknown_variable_is_refused_with_the_nearest_name() {
     let message = with_variable("UNDERTONE__KAFKA__BOOTSTARP", "x").unwrap_err().to_string();
     assert!(message.starts_with("UNDERTONE__KAFKA__BOOTSTARP: "), "{message}");

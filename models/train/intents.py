@@ -17,7 +17,9 @@ import ngram
 from emotion import travelled
 
 SETS = ("clinc150", "banking77", "hwu64")
-GRAMS_MAX, SEEN_MIN = 4000, 2
+# N-grams that a head of a set knows, so that it stays under 1 MB; a set with fewer labels has room for more.
+GRAMS_MAX, SEEN_MIN = {"clinc150": 4000, "banking77": 10000, "hwu64": 12000}, 2
+OTHER_GRAMS_MAX = 4000
 STRENGTH = {"full": 20.0, "fast": 20.0}
 ITERATIONS = {"full": 120, "fast": 70}
 ACCEPTED = 0.97
@@ -71,7 +73,7 @@ def fit(x, y, columns, c, iterations):
     return best[:-columns].reshape(features, columns).astype(np.float32), best[-columns:].astype(np.float32)
 
 
-def known_grams(frequencies, most=GRAMS_MAX):
+def known_grams(frequencies, most=OTHER_GRAMS_MAX):
     """(buckets in rising order, their idf) of the commonest n-grams."""
     seen = np.bincount(frequencies.indices, minlength=ngram.BUCKETS)
     order = np.argsort(-seen, kind="stable")[:most]
@@ -120,9 +122,9 @@ def grams_file(buckets, idf, steps, scale):
     return {"bucket": buckets.astype(np.int32), "idf": idf, "gram_weight": np.ascontiguousarray(steps), "gram_scale": scale}
 
 
-def fit_head(vectors, frequencies, y, columns, tier, grams=True):
-    """A head on vectors and n-grams together."""
-    buckets, idf = known_grams(frequencies) if grams else (np.zeros(0, np.int64), np.zeros(0, np.float32))
+def fit_head(vectors, frequencies, y, columns, tier, grams=OTHER_GRAMS_MAX):
+    """A head on vectors and so many n-grams together."""
+    buckets, idf = known_grams(frequencies, grams) if grams else (np.zeros(0, np.int64), np.zeros(0, np.float32))
     x = vectors
     if grams:
         x = sparse.hstack([sparse.csr_matrix(vectors), weighed(frequencies, buckets, idf)]).tocsr()
@@ -183,12 +185,12 @@ def train_set(name, sets, chat, bank, folder, say=print):
     for tier in ("full", "fast"):
         x, f = bank.of(texts, tier)
         ox, of = bank.of(others, tier)
-        first = fit_head(x, f, y, len(labels), tier, grams=False)
+        first = fit_head(x, f, y, len(labels), tier, grams=0)
         # What looks like one of the set's own intents is none of its outliers.
         far = np.flatnonzero(first.probabilities(ox, of).max(1) < OUTLIER_SURE)[:OUTLIERS_MAX]
         wx, wf = bank.of(own, tier) if own else (ox[:0], of[:0])
         x, f = np.concatenate([x, ox[far], wx]), sparse.vstack([f, of[far], wf]).tocsr()
-        head = fit_head(x, f, np.concatenate([y, np.full(len(far) + len(own), len(labels))]), len(labels) + 1, tier)
+        head = fit_head(x, f, np.concatenate([y, np.full(len(far) + len(own), len(labels))]), len(labels) + 1, tier, GRAMS_MAX[name])
         p = head.probabilities(*bank.of([t for t, _ in check], tier))
         head.threshold = float(np.sort(p[truth >= 0, :len(labels)].max(1))[int((truth >= 0).sum() * (1 - ACCEPTED))])
         head.write(f"{folder}/{name}.{tier}.safetensors")

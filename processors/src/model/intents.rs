@@ -3,14 +3,13 @@
 //! Promises: a pure function of the embedding as it travels and the n-grams; sums run in a fixed order. Leaves out: which
 //! sets are in force (`sets.rs`), and sets that an operator names by examples (`examples.rs`).
 
-use std::collections::HashMap;
-
 use schemas::{Embedding, Tier};
 use serde::Deserialize;
 
 use super::card::Family;
 use super::ngram::BUCKETS;
 use super::tensors::Tensors;
+use super::weigher::{Places, frequency};
 use super::{embed, encoder};
 use crate::stage::Failure;
 use crate::wide::wide;
@@ -158,8 +157,7 @@ pub(super) fn softmax(logits: &mut [f32]) {
 /// Weights of the n-grams that a head knows.
 #[derive(Debug)]
 struct Grams {
-    /// The row of a bucket.
-    rows: HashMap<u32, u32>,
+    places: Places,
     idf: Vec<f32>,
     /// Steps of all columns, a row each.
     weight: Vec<i8>,
@@ -170,8 +168,11 @@ impl Grams {
     fn open(tensors: &Tensors<'_>, columns: usize) -> Result<Grams, Failure> {
         let known = tensors.rows("idf")?;
         let buckets = tensors.numbers("bucket", &[known], BUCKETS)?;
+        if !buckets.is_sorted_by(|a, b| a < b) {
+            return Err(tensors.failure("the buckets do not rise"));
+        }
         Ok(Grams {
-            rows: buckets.into_iter().zip(0..).collect(),
+            places: Places::of(buckets.into_iter()),
             idf: tensors.floats("idf", &[known])?,
             weight: tensors.bytes("gram_weight", &[known, columns])?,
             scale: tensors.floats("gram_scale", &[columns])?,
@@ -183,10 +184,11 @@ impl Grams {
         let mut known: Vec<(usize, f32)> = Vec::with_capacity(buckets.len());
         let mut square = 0f32;
         for (bucket, count) in buckets {
-            if let Some(row) = self.rows.get(bucket) {
-                let x = self.idf[*row as usize] * (1.0 + (*count as f32).ln());
+            if self.places.knows(*bucket) {
+                let row = self.places.row(*bucket) as usize;
+                let x = self.idf[row] * if *count == 1 { 1.0 } else { frequency(*count as usize) };
                 square += x * x;
-                known.push((*row as usize, x));
+                known.push((row, x));
             }
         }
         if square <= 0.0 {

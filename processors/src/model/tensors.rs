@@ -64,6 +64,11 @@ impl<'a> Tensors<'a> {
         Ok(values.try_into().expect("the shape was checked"))
     }
 
+    /// A failure of this file.
+    pub(crate) fn failure(&self, problem: &str) -> Failure {
+        self.family.failure(self.file, problem)
+    }
+
     fn view(&self, name: &str) -> Result<TensorView<'a>, Failure> {
         self.tensors.tensor(name).map_err(|_| self.family.failure(self.file, format!("has no tensor {name}")))
     }

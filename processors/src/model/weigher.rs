@@ -35,13 +35,13 @@ impl<const OUTPUTS: usize> Weigher<OUTPUTS> {
 
     /// Whether the model has seen a bucket often enough to weigh it.
     pub(super) fn knows(&self, bucket: u32) -> bool {
-        self.table.knows(bucket)
+        self.table.places.knows(bucket)
     }
 
     /// What the model says of a text of these buckets, in rising order, each as often as it was met.
     pub(super) fn sums(&self, buckets: &[u32]) -> [f32; OUTPUTS] {
         let row = |bucket: u32| {
-            let row = self.table.row(bucket);
+            let row = self.table.places.row(bucket);
             // Rows are far apart: they come near while the others are looked up.
             fetch(&self.table.rows[row as usize]);
             row
@@ -56,11 +56,44 @@ impl<const OUTPUTS: usize> Weigher<OUTPUTS> {
 /// What the n-grams weigh: only the buckets that training saw often enough, each in half a cache line.
 #[derive(Debug)]
 struct Table<const OUTPUTS: usize> {
+    places: Places,
+    rows: Vec<Row<OUTPUTS>>,
+}
+
+/// Which buckets have a row, and which one: rows are in the order of the buckets. A bit a bucket lies near, where a map of
+/// them would not, and most buckets have no row.
+#[derive(Debug)]
+pub(super) struct Places {
     /// A bit a bucket: whether it has a row.
     known: Vec<u64>,
     /// Rows before each word of `known`.
     before: Vec<u32>,
-    rows: Vec<Row<OUTPUTS>>,
+}
+
+impl Places {
+    /// The buckets that have a row.
+    pub(super) fn of(buckets: impl Iterator<Item = u32>) -> Places {
+        let mut known = vec![0u64; BUCKETS / 64];
+        buckets.for_each(|bucket| known[bucket as usize / 64] |= 1 << (bucket % 64));
+        let mut rows = 0;
+        let before = known.iter().map(|word| {
+            rows += word.count_ones();
+            rows - word.count_ones()
+        });
+        let before = before.collect();
+        Places { known, before }
+    }
+
+    pub(super) fn knows(&self, bucket: u32) -> bool {
+        self.known[bucket as usize / 64] >> (bucket % 64) & 1 == 1
+    }
+
+    /// The row of a bucket that has one.
+    pub(super) fn row(&self, bucket: u32) -> u32 {
+        let word = bucket as usize / 64;
+        let lower = self.known[word] & ((1 << (bucket % 64)) - 1);
+        self.before[word] + lower.count_ones()
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -73,40 +106,18 @@ struct Row<const OUTPUTS: usize> {
 
 impl<const OUTPUTS: usize> Table<OUTPUTS> {
     fn new(idf: &[f32], weight: &[i8]) -> Table<OUTPUTS> {
-        let count = idf.iter().filter(|idf| **idf != 0.0).count();
-        let mut table = Table {
-            known: Vec::with_capacity(BUCKETS / 64),
-            before: Vec::with_capacity(BUCKETS / 64),
-            rows: Vec::with_capacity(count),
+        let known = (0..).zip(idf).filter(|(_, idf)| **idf != 0.0);
+        let row = |(idf, weight): (&f32, &[i8])| Row {
+            idf: *idf,
+            weight: weight.try_into().expect("a chunk has a weight an output"),
         };
-        for (idf, weight) in idf.chunks(64).zip(weight.chunks(64 * OUTPUTS)) {
-            table.before.push(table.rows.len() as u32);
-            let mut known = 0;
-            for (bit, (idf, weight)) in idf.iter().zip(weight.chunks_exact(OUTPUTS)).enumerate() {
-                if *idf != 0.0 {
-                    known |= 1 << bit;
-                    let weight = weight.try_into().expect("a chunk has a weight an output");
-                    table.rows.push(Row { idf: *idf, weight });
-                }
-            }
-            table.known.push(known);
-        }
-        table
-    }
-
-    fn knows(&self, bucket: u32) -> bool {
-        self.known[bucket as usize / 64] >> (bucket % 64) & 1 == 1
-    }
-
-    /// The place of the row of a bucket that has one.
-    fn row(&self, bucket: u32) -> u32 {
-        let word = bucket as usize / 64;
-        let lower = self.known[word] & ((1 << (bucket % 64)) - 1);
-        self.before[word] + lower.count_ones()
+        let rows = idf.iter().zip(weight.chunks_exact(OUTPUTS)).filter(|(idf, _)| **idf != 0.0).map(row);
+        Table { places: Places::of(known.map(|(bucket, _)| bucket)), rows: rows.collect() }
     }
 }
 
-fn frequency(count: usize) -> f32 {
+/// What a count weighs.
+pub(super) fn frequency(count: usize) -> f32 {
     1.0 + (count as f32).ln()
 }
 

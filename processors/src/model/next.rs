@@ -387,8 +387,8 @@ impl Actions {
 
     /// Probabilities of the labels that any of these tasks allows, the most probable first.
     pub fn score(&self, next: &Next, tier: Tier, tasks: &[&str], state: &State<'_>) -> Vec<(&str, f32)> {
-        let known: BTreeSet<&str> = next.about.known.iter().map(String::as_str).collect();
-        let is_known = self.labels(tasks).iter().all(|label| known.contains(label));
+        let known = &next.network(tier, Kind::Known).own_at;
+        let is_known = self.labels(tasks).iter().all(|label| known.contains_key(*label));
         self.score_by(next, tier, if is_known { Kind::Known } else { Kind::Transfer }, tasks, state)
     }
 

@@ -4,7 +4,7 @@
 //! turns are kept, as vectors and hashes of words. Vectors of different models are never held against each other: with
 //! another model (a turn of the other tier, a new release) the talk starts anew, and that turn begins no segment. A turn
 //! that cannot be served (`skipped` says why) leaves everything as it was. Measures of the density matrix
-//! ([`density`]) come only where the configuration asks for them: they add nothing to what the model tells
+//! ([`density`]) come only where the configuration asks for them: they add next to nothing to what the model tells
 //! (`models/coherence`). Leaves out: segments with the whole dialogue in view ([`offline`]), which no turn can wait for.
 
 pub mod density;

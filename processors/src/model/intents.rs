@@ -56,6 +56,7 @@ pub struct Head {
     weight: Vec<f32>,
     bias: Vec<f32>,
     grams: Grams,
+    prototypes: Option<Prototypes>,
     threshold: f32,
 }
 
@@ -82,6 +83,7 @@ impl Head {
             weight: tensors.floats("weight", &[dimension, columns])?,
             bias: tensors.floats("bias", &[columns])?,
             grams: Grams::open(&tensors, columns)?,
+            prototypes: tensors.has("prototype").then(|| Prototypes::open(&tensors, dimension, labels)).transpose()?,
             threshold: threshold[0],
         })
     }
@@ -99,8 +101,56 @@ impl Head {
             dots(&self.weight, &embedding.values, embedding.scale, &mut sum);
             self.grams.add(buckets, &mut sum);
             softmax(&mut sum);
+            if let Some(prototypes) = &self.prototypes {
+                prototypes.blend(embedding, &mut sum[..self.labels]);
+            }
             sum
         })
+    }
+}
+
+/// Examples' means that stand for a label: what lies near them is given that label.
+#[derive(Debug)]
+struct Prototypes {
+    /// Components in steps of 1/127, a row each.
+    rows: Vec<i8>,
+    labels: Vec<u32>,
+}
+
+impl Prototypes {
+    /// How many of the nearest count.
+    const NEAREST: usize = 5;
+    /// How fast they weigh less with the cosine.
+    const SHARPNESS: f32 = 30.0;
+    /// Their share of the probability that a text has any of the labels.
+    const SHARE: f32 = 0.5;
+
+    fn open(tensors: &Tensors<'_>, dimension: usize, labels: usize) -> Result<Prototypes, Failure> {
+        let count = tensors.rows("prototype")?;
+        if count < Prototypes::NEAREST {
+            return Err(tensors.failure("has fewer prototypes than are looked for"));
+        }
+        Ok(Prototypes {
+            rows: tensors.bytes("prototype", &[count, dimension])?,
+            labels: tensors.numbers("prototype_label", &[count], labels)?,
+        })
+    }
+
+    /// Gives a share of all the labels' probability to those of the nearest prototypes.
+    fn blend(&self, embedding: &Embedding, p: &mut [f32]) {
+        let cosine =
+            |(row, label): (&[i8], &u32)| (steps(row, &embedding.values) as f32 * (embedding.scale / 127.0), *label);
+        let mut near: Vec<(f32, u32)> =
+            self.rows.chunks_exact(embedding.values.len()).zip(&self.labels).map(cosine).collect();
+        near.sort_by(|a, b| b.0.total_cmp(&a.0));
+        near.truncate(Prototypes::NEAREST);
+        near.iter_mut().for_each(|(weight, _)| *weight = (Prototypes::SHARPNESS * (*weight - 1.0)).exp());
+        let inside: f32 = p.iter().sum();
+        let whole: f32 = near.iter().map(|(weight, _)| weight).sum();
+        p.iter_mut().for_each(|p| *p *= 1.0 - Prototypes::SHARE);
+        for (weight, label) in near {
+            p[label as usize] += Prototypes::SHARE * inside * weight / whole;
+        }
     }
 }
 
@@ -222,6 +272,17 @@ wide! {
         }
     }
 
+    /// The sum of products of steps.
+    fn steps(one: &[i8], other: &[u8]) -> i32 {
+        let mut sum = 0;
+        let mut d = 0;
+        while d < one.len() {
+            sum += i32::from(one[d]) * i32::from(other[d] as i8);
+            d += 1;
+        }
+        sum
+    }
+
     /// Adds x times a row of steps.
     fn gather(row: &[i8], x: f32, sum: &mut [f32]) {
         let mut c = 0;
@@ -243,5 +304,16 @@ mod tests {
         assert_eq!(p, [0.5, 0.5, 0.0]);
         assert_eq!(best(&p, 0.5), Scored { label: 0, probability: 0.5, in_scope: true });
         assert!(!best(&p, 0.6).in_scope);
+    }
+
+    #[test]
+    fn half_goes_to_the_labels_of_the_nearest_prototypes() {
+        let rows = [[127, 0], [127, 0], [0, 127], [0, 127], [0, 127], [-127, 0]].concat();
+        let near = Prototypes { rows, labels: vec![1, 1, 0, 0, 0, 2] };
+        let embedding = Embedding { values: vec![0, 127], scale: 1.0 / 127.0, dimension: 2 };
+        let mut p = [0.2, 0.4, 0.2];
+        near.blend(&embedding, &mut p);
+        assert!((p[0] - 0.5).abs() < 1e-6 && (p[1] - 0.2).abs() < 1e-6, "{p:?}");
+        assert_eq!(p[2], 0.1, "the farthest is not among the five nearest");
     }
 }

@@ -22,6 +22,11 @@ impl<'a> Tensors<'a> {
         Ok(Tensors { family, file, tensors })
     }
 
+    /// Whether there is a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.tensor(name).is_ok()
+    }
+
     /// Rows of the tensor: its first dimension.
     pub(crate) fn rows(&self, name: &str) -> Result<usize, Failure> {
         let view = self.view(name)?;

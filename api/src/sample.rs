@@ -2,8 +2,8 @@
 
 use schemas::{
     Coherence, Consent, Density, Dialogue, DialogueState, Embedding, Emotion, Encoding, Evidence, GoEmotions, Intent,
-    Mood, Personality, Provenance, Question, Segment, Sender, Skipped, Sound, Stamp, Style, Swatch, Synesthesia,
-    Texture, Tier, Traits, Turn, turn_id,
+    Locus, Memory, Mood, Personality, Provenance, Question, Segment, Sender, Skipped, Sound, Stamp, Style, Swatch,
+    Synesthesia, Texture, Tier, Traits, Turn, turn_id,
 };
 
 /// A turn as the processors write it.
@@ -96,6 +96,13 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
             segment: Some(Segment { number: 2, first: position, turns: 1 }),
             density: Some(Density { purity: 0.5, entropy: 0.6875, effective_dimension: 2.0, turns: 2 }),
         }),
+        memory: Some(Memory {
+            provenance: provenance.clone(),
+            salience: 0.75,
+            keep: true,
+            terms: vec!["train".to_owned(), "late".to_owned()],
+            locus: Some(Locus { room: 1, name: "train and late".to_owned(), place: 1, x: 0, y: 0, sensitive: false }),
+        }),
         synesthesia: Some(Synesthesia {
             provenance,
             colour: "#203a5c".to_owned(),
@@ -110,5 +117,6 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
             },
             texture: Texture { name: "velvet".to_owned(), roughness: 0.25, density: 0.5, motion: 0.125 },
         }),
+        flags: vec!["self_harm_words".to_owned()],
     }
 }

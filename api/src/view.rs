@@ -7,8 +7,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use schemas::{
-    Coherence, Consent, Dialogue, Emotion, Encoding, Personality, Provenance, Sender, Skipped, Stamp, Synesthesia,
-    Tier, Turn,
+    Coherence, Consent, Dialogue, Emotion, Encoding, Memory, Personality, Provenance, Sender, Skipped, Stamp,
+    Synesthesia, Tier, Turn,
 };
 use serde::Serialize;
 
@@ -52,8 +52,30 @@ struct View<'a> {
     emotion: Option<&'a Emotion>,
     personality: Option<&'a Personality>,
     dialogue: Option<&'a Dialogue>,
+    memory: Option<MemoryView<'a>>,
     coherence: Option<&'a Coherence>,
     synesthesia: Option<&'a Synesthesia>,
+    flags: &'a [String],
+}
+
+/// A memory without its stems: the text is there.
+#[derive(Serialize)]
+struct MemoryView<'a> {
+    provenance: &'a Provenance,
+    salience: f32,
+    keep: bool,
+    locus: Option<LocusView<'a>>,
+}
+
+#[derive(Serialize)]
+struct LocusView<'a> {
+    room: i32,
+    /// Nothing where the room is not shown.
+    name: Option<&'a str>,
+    place: i32,
+    x: i32,
+    y: i32,
+    shown: bool,
 }
 
 #[derive(Serialize)]
@@ -98,9 +120,25 @@ impl<'a> View<'a> {
             emotion: turn.emotion.as_ref(),
             personality: turn.personality.as_ref(),
             dialogue: turn.dialogue.as_ref(),
+            memory: turn.memory.as_ref().map(MemoryView::of),
             coherence: turn.coherence.as_ref(),
             synesthesia: turn.synesthesia.as_ref(),
+            flags: &turn.flags,
         }
+    }
+}
+
+impl<'a> MemoryView<'a> {
+    fn of(memory: &'a Memory) -> MemoryView<'a> {
+        let locus = memory.locus.as_ref().map(|locus| LocusView {
+            room: locus.room,
+            name: (!locus.sensitive).then_some(locus.name.as_str()),
+            place: locus.place,
+            x: locus.x,
+            y: locus.y,
+            shown: !locus.sensitive,
+        });
+        MemoryView { provenance: &memory.provenance, salience: memory.salience, keep: memory.keep, locus }
     }
 }
 
@@ -177,6 +215,20 @@ mod tests {
             got.sort();
             assert_eq!(got, wanted, "{record}");
         }
+    }
+
+    #[test]
+    fn a_room_that_is_not_shown_has_no_name() {
+        let mut turn = sample::turn("room", 1, "hi");
+        let locus = |turn: &Turn| {
+            let shown: serde_json::Value = serde_json::from_str(&json(turn, Embeddings::Hide)).unwrap();
+            shown["memory"]["locus"].clone()
+        };
+        assert_eq!((&locus(&turn)["name"], &locus(&turn)["shown"]), (&"train and late".into(), &true.into()));
+        turn.memory.as_mut().and_then(|part| part.locus.as_mut()).unwrap().sensitive = true;
+        let hidden = locus(&turn);
+        assert_eq!((&hidden["name"], &hidden["shown"]), (&serde_json::Value::Null, &false.into()));
+        assert_eq!(hidden["room"], 1);
     }
 
     #[test]

@@ -483,5 +483,7 @@ fn turn(n: usize, position: i64) -> Turn {
         }),
         coherence: None,
         synesthesia: None,
+        memory: None,
+        flags: Vec::new(),
     }
 }

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::registry::{Ids, Kind, REGISTERED, is_same, latest};
 use crate::slice::{
-    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice,
+    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, MemorySlice, PersonalitySlice, Sequence, SynesthesiaSlice,
 };
 use crate::topic::REJECT_BYTES_MAX;
 use crate::{Delivery, Feedback, Redrive, Reject, Reply, Turn, TurnHead};
@@ -49,7 +49,8 @@ payloads!(
     DialogueSlice,
     PersonalitySlice,
     CoherenceSlice,
-    SynesthesiaSlice
+    SynesthesiaSlice,
+    MemorySlice
 );
 
 /// Why a value could not be written: a fault of ours, the value does not fit its schema.

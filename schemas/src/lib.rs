@@ -23,8 +23,8 @@ pub use envelope::{Envelope, TraceParent};
 pub use feedback::Feedback;
 pub use part::{
     Coherence, Density, Dialogue, DialogueState, Ekman, Embedding, Emotion, Encoding, Estimate, Evidence, GoEmotions,
-    Intent, Mood, NextAction, Personality, Provenance, Question, Segment, Slot, Sound, Style, Swatch, Synesthesia,
-    Texture, Tier, Traits,
+    Intent, Locus, Memory, Mood, NextAction, Personality, Provenance, Question, Segment, Slot, Sound, Style, Swatch,
+    Synesthesia, Texture, Tier, Traits,
 };
 pub use registry::{Entry, Ids, Kind, REGISTERED, Registered, is_same, latest, versions};
 pub use reject::{Header, Reason, Redrive, Reject};

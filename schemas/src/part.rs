@@ -486,6 +486,42 @@ pub struct Texture {
     pub motion: f32,
 }
 
+/// Part of stage `memory`: what of the turn is worth remembering, and where. Decided when it came: a place never changes
+/// later.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Which model made it.
+    pub provenance: Provenance,
+    /// How much it tells, 0 to 1: what is low fades first.
+    pub salience: f32,
+    /// Whether it is worth keeping.
+    pub keep: bool,
+    /// Its content words, stemmed, in the order in which they were said.
+    #[serde(default)]
+    pub terms: Vec<String>,
+    /// Where it is kept; added by the fold.
+    #[serde(default)]
+    pub locus: Option<Locus>,
+}
+
+/// A place in the palace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locus {
+    /// Number of the room: 1, 2, 3 … in the order in which they were built.
+    pub room: i32,
+    /// What the room was called when the turn came: words of the conversation.
+    pub name: String,
+    /// Number of the place in the room: 1, 2, 3 …
+    pub place: i32,
+    /// Where the room stands on the map, eastwards.
+    pub x: i32,
+    /// Where the room stands on the map, northwards.
+    pub y: i32,
+    /// Whether the room speaks of health, sex, religion or politics: not shown unless asked for.
+    #[serde(default)]
+    pub sensitive: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

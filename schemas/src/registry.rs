@@ -33,11 +33,13 @@ pub enum Kind {
     CoherenceSlice,
     /// [`crate::slice::SynesthesiaSlice`].
     SynesthesiaSlice,
+    /// [`crate::slice::MemorySlice`].
+    MemorySlice,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Turn,
         Kind::Reject,
         Kind::Reply,
@@ -51,6 +53,7 @@ impl Kind {
         Kind::PersonalitySlice,
         Kind::CoherenceSlice,
         Kind::SynesthesiaSlice,
+        Kind::MemorySlice,
     ];
 
     /// The name of its schema file.
@@ -69,6 +72,7 @@ impl Kind {
             Kind::PersonalitySlice => "personality_slice",
             Kind::CoherenceSlice => "coherence_slice",
             Kind::SynesthesiaSlice => "synesthesia_slice",
+            Kind::MemorySlice => "memory_slice",
         }
     }
 }
@@ -117,6 +121,8 @@ pub const REGISTERED: &[Registered] = history! {
     16 SynesthesiaSlice 1 "synesthesia_slice.1.avsc";
     17 DialogueSlice 2 "dialogue_slice.2.avsc";
     18 Turn 4 "turn.4.avsc";
+    19 MemorySlice 1 "memory_slice.1.avsc";
+    20 Turn 5 "turn.5.avsc";
 };
 
 /// The version that is written today.

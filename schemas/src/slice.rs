@@ -216,3 +216,55 @@ pub struct Said {
     #[serde(default)]
     pub terms: Vec<i32>,
 }
+
+/// Slice of stage `memory`: the rooms of the palace, and where the talk is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct MemorySlice {
+    /// Model of the vectors: with another the rooms stand, their vectors begin anew.
+    pub model: String,
+    /// Turns that were given a place.
+    pub turns: i64,
+    /// Number of the room where the talk is; 0 before the first turn.
+    pub room: i32,
+    /// Decayed sum of what was said lately, as a vector.
+    #[serde(default)]
+    pub direction: Vec<f32>,
+    /// Words of what was said lately.
+    #[serde(default)]
+    pub lately: Vec<Weighed>,
+    /// The rooms, in the order in which they were built.
+    #[serde(default)]
+    pub rooms: Vec<Room>,
+}
+
+/// A word, and how much it counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Weighed {
+    /// Its stem.
+    pub term: String,
+    /// As it was said last.
+    pub word: String,
+    /// Decayed number of turns with it.
+    pub weight: f32,
+}
+
+/// A subject of the conversation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Room {
+    /// 1, 2, 3 … in the order in which they were built.
+    pub number: i32,
+    /// Where it stands on the map, eastwards.
+    pub x: i32,
+    /// Where it stands on the map, northwards.
+    pub y: i32,
+    /// Places that were given so far.
+    pub places: i32,
+    /// When it was entered last, counted in turns.
+    pub at: i64,
+    /// Decayed sum of its turns; absent before the first with a vector.
+    #[serde(default)]
+    pub centroid: Option<Embedding>,
+    /// Its words, the heaviest first.
+    #[serde(default)]
+    pub terms: Vec<Weighed>,
+}

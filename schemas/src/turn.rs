@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::part::{Coherence, Dialogue, Emotion, Encoding, Personality, Synesthesia, Tier};
+use crate::part::{Coherence, Dialogue, Emotion, Encoding, Memory, Personality, Synesthesia, Tier};
 
 /// Where a turn stands: what of a [`Turn`] tells who wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +87,13 @@ pub struct Turn {
     /// Part of stage `synesthesia`.
     #[serde(default)]
     pub synesthesia: Option<Synesthesia>,
+    /// Part of stage `memory`.
+    #[serde(default)]
+    pub memory: Option<Memory>,
+    /// What a person should look at, such as `self_harm_words`: words that were found, never a finding about who said
+    /// them.
+    #[serde(default)]
+    pub flags: Vec<String>,
 }
 
 impl Turn {
@@ -131,6 +138,8 @@ impl Turn {
             dialogue: None,
             coherence: None,
             synesthesia: None,
+            memory: None,
+            flags: Vec::new(),
         }
     }
 
@@ -143,6 +152,7 @@ impl Turn {
             "dialogue" => self.dialogue = None,
             "coherence" => self.coherence = None,
             "synesthesia" => self.synesthesia = None,
+            "memory" => self.memory = None,
             _ => {}
         }
         self.skipped.retain(|skipped| skipped.stage != stage);

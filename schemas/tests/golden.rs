@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use schemas::slice::{
-    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice,
+    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, MemorySlice, PersonalitySlice, Sequence, SynesthesiaSlice,
 };
 use schemas::{Codec, DecodeError, Delivery, Feedback, Kind, Payload, Redrive, Reject, Reply, Turn};
 
@@ -53,6 +53,7 @@ fn every_kind_is_written_as_it_was_committed() {
     check::<PersonalitySlice>();
     check::<CoherenceSlice>();
     check::<SynesthesiaSlice>();
+    check::<MemorySlice>();
 }
 
 #[test]
@@ -66,7 +67,7 @@ fn a_foreign_value_is_told_apart_by_what_is_wrong_with_it() {
     let mut broken = turn;
     broken.truncate(5);
     broken.extend_from_slice(&[0xff; 9]);
-    assert!(matches!(codec.decode::<Turn>(&broken), Err(DecodeError::Malformed { id: 18, .. })));
+    assert!(matches!(codec.decode::<Turn>(&broken), Err(DecodeError::Malformed { id: 20, .. })));
 }
 
 #[test]

@@ -117,6 +117,8 @@ fn turn(conversation: &str, position: i64) -> Turn {
         dialogue: None,
         coherence: None,
         synesthesia: None,
+        memory: None,
+        flags: Vec::new(),
     }
 }
 

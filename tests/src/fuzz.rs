@@ -17,7 +17,7 @@ use processors::batch::{admit, rejection};
 use processors::{Chain, Models, Options, stages};
 use schemas::reject::ATTEMPT_HEADER;
 use schemas::slice::{
-    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice,
+    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, MemorySlice, PersonalitySlice, Sequence, SynesthesiaSlice,
 };
 use schemas::{
     Codec, Delivery, Feedback, Payload, Redrive, Reject, Reply, Stamp, Tier, TraceParent, Turn, time, topic,
@@ -116,6 +116,7 @@ pub fn avro(bytes: &[u8]) {
     round::<PersonalitySlice>(bytes);
     round::<CoherenceSlice>(bytes);
     round::<SynesthesiaSlice>(bytes);
+    round::<MemorySlice>(bytes);
 }
 
 /// A record of `turns.received`, or of a topic between two chains: it goes through all that a chain does with it, and comes

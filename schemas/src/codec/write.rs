@@ -296,7 +296,8 @@ mod tests {
     use crate::codec::parsed;
     use crate::registry::latest;
     use crate::slice::{
-        CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Shade, Space, SynesthesiaSlice,
+        CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, MemorySlice, PersonalitySlice, Shade, Space,
+        SynesthesiaSlice,
     };
     use crate::{Embedding, Payload, Reject, Turn};
 
@@ -328,6 +329,7 @@ mod tests {
         check(&DialogueSlice::default());
         check(&PersonalitySlice::default());
         check(&CoherenceSlice::default());
+        check(&MemorySlice::default());
         let palette = vec![Shade { lightness: 0.5, a: -0.25, b: 0.125 }; 5];
         check(&SynesthesiaSlice { turns: 2, palette, ..SynesthesiaSlice::default() });
         check(&EmotionSlice { ekman: vec![0.5; 7], valence: f64::NAN, ..EmotionSlice::default() });

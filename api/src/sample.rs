@@ -36,6 +36,7 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
             language: Some("eng".to_owned()),
             language_confidence: Some(0.75),
             feeling: None,
+            grams: None,
         }),
         emotion: Some(Emotion {
             provenance: provenance.clone(),

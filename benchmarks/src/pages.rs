@@ -436,6 +436,7 @@ fn turn(n: usize, position: i64) -> Turn {
             language: Some("eng".to_owned()),
             language_confidence: Some(0.875),
             feeling: None,
+            grams: None,
         }),
         emotion: Some(Emotion {
             provenance: provenance.clone(),

@@ -16,6 +16,7 @@ use schemas::{Encoding, Skipped, Turn};
 
 use crate::language::is_surely_foreign;
 use crate::model::Models;
+use crate::model::ngram::Normalised;
 use crate::stage::AnyStage;
 
 pub use coherence::{Coherences, DECAY, Followed, RECENT_MAX as COHERENCE_RECENT_MAX, density, offline};
@@ -65,6 +66,12 @@ pub mod reason {
 fn is_foreign(encoding: &Encoding) -> bool {
     let language = encoding.language.as_deref().zip(encoding.language_confidence);
     language.is_some_and(|(code, confidence)| is_surely_foreign(code, confidence))
+}
+
+/// The hashed n-grams of a turn's text: those that stage `encode` left in the same process, or counted here.
+fn grams(turn: &Turn) -> Arc<[(u32, u32)]> {
+    let left = turn.encoding.as_ref().and_then(|encoding| encoding.grams.clone());
+    left.unwrap_or_else(|| Normalised::of(&turn.text).buckets().into())
 }
 
 /// Notes, once a stage, why its part is absent; `None` takes an older note away.

@@ -16,14 +16,14 @@ macro_rules! wide {
             {
                 #[target_feature(enable = "avx2,popcnt")]
                 fn avx2$(<const $size: usize>)?($($argument: $type),*) $(-> $result)? {
-                    portable($($argument),*)
+                    portable$(::<$size>)?($($argument),*)
                 }
                 if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("popcnt") {
                     // SAFETY: the processor has both features.
-                    return unsafe { avx2($($argument),*) };
+                    return unsafe { avx2$(::<$size>)?($($argument),*) };
                 }
             }
-            portable($($argument),*)
+            portable$(::<$size>)?($($argument),*)
         }
     )* };
 }

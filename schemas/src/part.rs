@@ -68,6 +68,10 @@ pub struct Encoding {
     /// chain is cut in between, the stage asks the encoder again, which says the same.
     #[serde(skip)]
     pub feeling: Option<Arc<[f32]>>,
+    /// The text's hashed n-grams, rising, each with how often it was met: counted once for all stages of a process. They never
+    /// travel: a stage that finds none counts them itself.
+    #[serde(skip)]
+    pub grams: Option<Arc<[(u32, u32)]>>,
 }
 
 /// A unit vector, quantised to one byte a component: component = byte (as i8) × scale.

@@ -64,10 +64,8 @@ impl Task for EmotionTask {
         let time = start.elapsed();
         let p: Vec<[f32; LABELS]> =
             emotions.iter().map(|e| e.as_ref().map_or([0.0; LABELS], |e| e.probabilities.to_array())).collect();
-        let ngram: Vec<[f32; LABELS]> = texts
-            .iter()
-            .map(|text| expression.ngram_logits(&Normalised::of(text).sorted(|_| true)).map(sigmoid))
-            .collect();
+        let ngram: Vec<[f32; LABELS]> =
+            texts.iter().map(|text| expression.ngram_logits(&Normalised::of(text).buckets()).map(sigmoid)).collect();
         let baseline =
             Baseline { name: "n-grams alone".to_owned(), metrics: judged(&ngram, &truth, thresholds).figures() };
         let metrics = judged(&p, &truth, thresholds).figures();

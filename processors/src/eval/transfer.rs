@@ -62,8 +62,7 @@ impl Task for TransferTask {
         let p = emotions.iter().map(|e| e.as_ref().map_or([0.0; LABELS], |e| e.probabilities.to_array()));
         let answers: Vec<usize> = p.map(|p| answer(&p, &members)).collect();
         let expression = case.models.expression();
-        let simple =
-            texts.iter().map(|text| expression.ngram_logits(&Normalised::of(text).sorted(|_| true)).map(sigmoid));
+        let simple = texts.iter().map(|text| expression.ngram_logits(&Normalised::of(text).buckets()).map(sigmoid));
         let simple: Vec<usize> = simple.map(|p| answer(&p, &members)).collect();
 
         let metrics = |answers: &[usize]| figures(answers, &truth, labels.len());

@@ -4,8 +4,7 @@
 //! talk so far); of those and a few likenesses, two log-odds, by one small network; all sums run in a fixed order, so that
 //! results are equal bit for bit. Leaves out: whose turns they are and what is kept of them (the stage), and training.
 
-use std::collections::HashSet;
-
+use foldhash::HashSet;
 use schemas::{Embedding, Provenance, Tier};
 use serde::Deserialize;
 

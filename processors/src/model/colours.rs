@@ -9,8 +9,9 @@ use palette::{FromColor as _, Lab, Oklab};
 use schemas::{Embedding, Provenance, Tier};
 
 use super::card::Family;
-use super::ngram::{BUCKETS, Normalised};
+use super::ngram::BUCKETS;
 use super::tensors::Tensors;
+use super::weigher::Places;
 use super::{embed, encoder};
 use crate::stage::Failure;
 use crate::wide::{fetch, wide};
@@ -46,10 +47,7 @@ pub struct Colours {
 
 #[derive(Debug)]
 struct Network {
-    /// A bit a bucket: whether it has a row.
-    known: Vec<u64>,
-    /// Rows before each word of `known`.
-    before: Vec<u32>,
+    places: Places,
     /// How rare each n-gram is.
     idf: Vec<f32>,
     /// [`WIDTH`] steps an n-gram.
@@ -120,22 +118,32 @@ impl Colours {
         self.mean
     }
 
-    /// The colour of a text by its n-grams: lightness, a and b of CIELAB under D65, which a screen may not be able to show.
-    pub fn by_ngrams(&self, text: &str) -> [f32; AXES] {
-        let end = text.char_indices().nth(CHARACTERS_MAX).map_or(text.len(), |(end, _)| end);
-        self.network.run(&text[..end])
+    /// The colour of the hashed n-grams of a text's [`beginning`]: lightness, a and b of CIELAB under D65, which a screen may not
+    /// be able to show.
+    pub fn by_ngrams(&self, grams: &[(u32, u32)]) -> [f32; AXES] {
+        self.network.run(grams)
     }
 
-    /// As [`Colours::by_ngrams`], with the names that are nearest by the vectors of the encoder and of the static table,
-    /// where the text is as short as a name.
-    pub fn by_names(&self, text: &str, encoded: &Embedding, fixed: &[f32; embed::DIMENSION]) -> [f32; AXES] {
-        let said = self.by_ngrams(text);
+    /// What the n-grams `said`, with the names that are nearest by the vectors of the encoder and of the static table, where the
+    /// text is as short as a name.
+    pub fn by_names(
+        &self,
+        text: &str,
+        said: [f32; AXES],
+        encoded: &Embedding,
+        fixed: &[f32; embed::DIMENSION],
+    ) -> [f32; AXES] {
         if text.split_whitespace().nth(WORDS_MAX).is_some() || encoded.values.len() != encoder::DIMENSION {
             return said;
         }
         let near = self.names.near(encoded, fixed);
         std::array::from_fn(|axis| said[axis] + self.names.share * (near[axis] - said[axis]))
     }
+}
+
+/// As much of a text as is read.
+pub fn beginning(text: &str) -> &str {
+    &text[..text.char_indices().nth(CHARACTERS_MAX).map_or(text.len(), |(end, _)| end)]
 }
 
 /// A colour of CIELAB in OKLab.
@@ -150,16 +158,8 @@ impl Network {
         if !buckets.is_sorted_by(|a, b| a < b) {
             return Err(family.failure(FILE, "its buckets are not in rising order"));
         }
-        let mut known = vec![0u64; BUCKETS / 64];
-        buckets.iter().for_each(|bucket| known[*bucket as usize / 64] |= 1 << (bucket % 64));
-        let before = known.iter().scan(0, |rows, word| {
-            let before = *rows;
-            *rows += word.count_ones();
-            Some(before)
-        });
         Ok(Network {
-            before: before.collect(),
-            known,
+            places: Places::of(buckets.into_iter()),
             idf: tensors.floats("idf", &[count])?,
             rows: tensors.bytes("rows", &[count, WIDTH])?,
             scale: tensors.labels("scale")?,
@@ -171,21 +171,9 @@ impl Network {
         })
     }
 
-    fn knows(&self, bucket: u32) -> bool {
-        self.known[bucket as usize / 64] >> (bucket % 64) & 1 == 1
-    }
-
-    /// The place of the row of a bucket that has one.
-    fn row(&self, bucket: u32) -> u32 {
-        let word = bucket as usize / 64;
-        let lower = self.known[word] & ((1 << (bucket % 64)) - 1);
-        self.before[word] + lower.count_ones()
-    }
-
-    fn run(&self, text: &str) -> [f32; AXES] {
-        let mut buckets = Normalised::of(text).sorted(|bucket| self.knows(bucket));
-        buckets.dedup();
-        let rows: Vec<u32> = buckets.into_iter().map(|bucket| self.row(bucket)).collect();
+    fn run(&self, grams: &[(u32, u32)]) -> [f32; AXES] {
+        let buckets = grams.iter().map(|(bucket, _)| *bucket).filter(|bucket| self.places.knows(*bucket));
+        let rows: Vec<u32> = buckets.map(|bucket| self.places.row(bucket)).collect();
         // Rows are far apart: all of them come near before the first is read.
         rows.iter().for_each(|row| fetch(&self.rows[*row as usize * WIDTH]));
         let sums = summed(&self.rows, &self.idf, &rows);

@@ -76,16 +76,10 @@ impl Expression {
         }
     }
 
-    /// Whether the n-gram model weighs a bucket.
-    pub fn knows(&self, bucket: u32) -> bool {
-        self.ngram.knows(bucket)
-    }
-
-    /// What the n-grams alone say, in log-odds a label; `buckets` as [`Normalised::sorted`] gives them, others than those
-    /// that the model [knows](Expression::knows) left out or not.
+    /// What the n-grams alone say, in log-odds a label; `buckets` as [`Normalised::buckets`] gives them.
     ///
-    /// [`Normalised::sorted`]: super::ngram::Normalised::sorted
-    pub fn ngram_logits(&self, buckets: &[u32]) -> [f32; LABELS] {
+    /// [`Normalised::buckets`]: super::ngram::Normalised::buckets
+    pub fn ngram_logits(&self, buckets: &[(u32, u32)]) -> [f32; LABELS] {
         self.ngram.sums(buckets)
     }
 

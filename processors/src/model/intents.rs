@@ -12,7 +12,7 @@ use super::tensors::Tensors;
 use super::weigher::{Places, frequency};
 use super::{embed, encoder};
 use crate::stage::Failure;
-use crate::wide::wide;
+use crate::wide::{fetch, wide};
 
 /// Most labels of a head: a damaged file must not ask for more.
 pub const LABELS_MAX: usize = 1000;
@@ -53,7 +53,7 @@ pub struct Head {
     labels: usize,
     dimension: usize,
     /// For each component of the embedding the weights of all columns.
-    weight: Vec<f32>,
+    weight: Rows<f32>,
     bias: Vec<f32>,
     grams: Grams,
     prototypes: Option<Prototypes>,
@@ -80,7 +80,7 @@ impl Head {
         Ok(Head {
             labels,
             dimension,
-            weight: tensors.floats("weight", &[dimension, columns])?,
+            weight: Rows::of(&tensors.floats("weight", &[dimension, columns])?, columns),
             bias: tensors.floats("bias", &[columns])?,
             grams: Grams::open(&tensors, columns)?,
             prototypes: tensors.has("prototype").then(|| Prototypes::open(&tensors, dimension, labels)).transpose()?,
@@ -98,7 +98,8 @@ impl Head {
     pub fn probabilities(&self, embedding: &Embedding, buckets: &[(u32, u32)]) -> Option<Vec<f32>> {
         (embedding.values.len() == self.dimension).then(|| {
             let mut sum = self.bias.clone();
-            dots(&self.weight, &embedding.values, embedding.scale, &mut sum);
+            let vector: Vec<(u32, f32)> = (0..).zip(embedding.components()).collect();
+            self.weight.add(&vector, &mut sum);
             self.grams.add(buckets, &mut sum);
             softmax(&mut sum);
             if let Some(prototypes) = &self.prototypes {
@@ -210,7 +211,7 @@ struct Grams {
     places: Places,
     idf: Vec<f32>,
     /// Steps of all columns, a row each.
-    weight: Vec<i8>,
+    weight: Rows<i8>,
     scale: Vec<f32>,
 }
 
@@ -224,20 +225,21 @@ impl Grams {
         Ok(Grams {
             places: Places::of(buckets.into_iter()),
             idf: tensors.floats("idf", &[known])?,
-            weight: tensors.bytes("gram_weight", &[known, columns])?,
+            weight: Rows::of(&tensors.bytes("gram_weight", &[known, columns])?, columns),
             scale: tensors.floats("gram_scale", &[columns])?,
         })
     }
 
     /// Adds what the n-grams weigh: x(b) = (1 + ln count) · idf, of length one over the known ones.
     fn add(&self, buckets: &[(u32, u32)], sum: &mut [f32]) {
-        let mut known: Vec<(usize, f32)> = Vec::with_capacity(buckets.len());
+        let mut known: Vec<(u32, f32)> = Vec::with_capacity(buckets.len());
         let mut square = 0f32;
         for (bucket, count) in buckets {
             if self.places.knows(*bucket) {
-                let row = self.places.row(*bucket) as usize;
-                let x = self.idf[row] * if *count == 1 { 1.0 } else { frequency(*count as usize) };
+                let row = self.places.row(*bucket);
+                let x = self.idf[row as usize] * if *count == 1 { 1.0 } else { frequency(*count as usize) };
                 square += x * x;
+                self.weight.fetch(row);
                 known.push((row, x));
             }
         }
@@ -245,9 +247,7 @@ impl Grams {
             return;
         }
         let mut steps = vec![0f32; sum.len()];
-        for (row, x) in known {
-            gather(&self.weight[row * sum.len()..][..sum.len()], x, &mut steps);
-        }
+        self.weight.add(&known, &mut steps);
         let length = square.sqrt();
         for ((sum, steps), scale) in sum.iter_mut().zip(&steps).zip(&self.scale) {
             *sum += steps / length * scale;
@@ -255,21 +255,99 @@ impl Grams {
     }
 }
 
-wide! {
-    /// Adds for each column the sum of its weights times the components.
-    fn dots(weight: &[f32], steps: &[u8], scale: f32, sum: &mut [f32]) {
-        let columns = sum.len();
-        let mut d = 0;
-        while d < steps.len() {
-            let x = f32::from(steps[d] as i8) * scale;
-            let row = &weight[d * columns..(d + 1) * columns];
+/// Columns that are summed up side by side: so many sums stay in registers.
+const LANES: usize = 32;
+/// As [`LANES`], of heads with few columns.
+const FEW: usize = 8;
+/// Bytes that a processor brings near at once.
+const LINE_BYTES: usize = 64;
+
+/// Rows of weights, each filled up with zeros to a whole number of lanes.
+#[derive(Debug)]
+struct Rows<T> {
+    columns: usize,
+    stride: usize,
+    cells: Vec<T>,
+}
+
+impl<T: Copy + Default + Into<f32>> Rows<T> {
+    fn of(cells: &[T], columns: usize) -> Rows<T> {
+        let stride = columns.next_multiple_of(if columns <= FEW { FEW } else { LANES });
+        let mut filled = vec![T::default(); cells.len() / columns * stride];
+        for (filled, row) in filled.chunks_exact_mut(stride).zip(cells.chunks_exact(columns)) {
+            filled[..columns].copy_from_slice(row);
+        }
+        Rows { columns, stride, cells: filled }
+    }
+
+    /// Does something to sums that are filled up as the rows are.
+    fn filled(&self, sum: &mut [f32], add: impl FnOnce(&mut [f32])) {
+        let mut filled = vec![0f32; self.stride];
+        filled[..self.columns].copy_from_slice(sum);
+        add(&mut filled);
+        sum.copy_from_slice(&filled[..self.columns]);
+    }
+
+    /// Asks for a row before it is needed.
+    fn fetch(&self, row: u32) {
+        let row = &self.cells[row as usize * self.stride..][..self.stride];
+        row.chunks(LINE_BYTES / size_of::<T>()).for_each(|line| fetch(&line[0]));
+    }
+}
+
+impl Rows<f32> {
+    /// Adds for each column the sum of these rows, each times its number.
+    fn add(&self, rows: &[(u32, f32)], sum: &mut [f32]) {
+        self.filled(sum, |sum| match self.stride {
+            FEW => add_floats::<FEW>(&self.cells, rows, sum),
+            _ => add_floats::<LANES>(&self.cells, rows, sum),
+        });
+    }
+}
+
+impl Rows<i8> {
+    /// Adds for each column the sum of these rows, each times its number.
+    fn add(&self, rows: &[(u32, f32)], sum: &mut [f32]) {
+        self.filled(sum, |sum| match self.stride {
+            FEW => add_steps::<FEW>(&self.cells, rows, sum),
+            _ => add_steps::<LANES>(&self.cells, rows, sum),
+        });
+    }
+}
+
+/// Adds rows of weights as long as `sum`, each times its number: for each column in the order of the rows.
+#[inline(always)]
+fn summed<T: Copy + Into<f32>, const LANES: usize>(cells: &[T], rows: &[(u32, f32)], sum: &mut [f32]) {
+    let mut begin = 0;
+    while begin < sum.len() {
+        let mut sums = [0f32; LANES];
+        sums.copy_from_slice(&sum[begin..begin + LANES]);
+        let mut place = 0;
+        while place < rows.len() {
+            let (row, x) = rows[place];
+            let row = &cells[row as usize * sum.len() + begin..][..LANES];
             let mut c = 0;
-            while c < columns {
-                sum[c] += row[c] * x;
+            while c < LANES {
+                let weight: f32 = row[c].into();
+                sums[c] += weight * x;
                 c += 1;
             }
-            d += 1;
+            place += 1;
         }
+        sum[begin..begin + LANES].copy_from_slice(&sums);
+        begin += LANES;
+    }
+}
+
+wide! {
+    /// [`summed`] of floats.
+    fn add_floats<const LANES: usize>(cells: &[f32], rows: &[(u32, f32)], sum: &mut [f32]) {
+        summed::<f32, LANES>(cells, rows, sum);
+    }
+
+    /// [`summed`] of steps.
+    fn add_steps<const LANES: usize>(cells: &[i8], rows: &[(u32, f32)], sum: &mut [f32]) {
+        summed::<i8, LANES>(cells, rows, sum);
     }
 
     /// The sum of products of steps.
@@ -283,14 +361,6 @@ wide! {
         sum
     }
 
-    /// Adds x times a row of steps.
-    fn gather(row: &[i8], x: f32, sum: &mut [f32]) {
-        let mut c = 0;
-        while c < sum.len() {
-            sum[c] += x * f32::from(row[c]);
-            c += 1;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -146,18 +146,13 @@ impl Normalised {
 
     /// The buckets of all features, in rising order, each with how often it was met.
     pub fn buckets(&self) -> Vec<(u32, u32)> {
-        let met = self.sorted(|_| true);
+        let met = sort(self.all());
         met.chunk_by(|a, b| a == b).map(|same| (same[0], same.len() as u32)).collect()
     }
 
-    /// The buckets that are `wanted`, in rising order, each as often as it was met.
-    pub fn sorted(&self, wanted: impl Fn(u32) -> bool) -> Vec<u32> {
-        sort(self.buckets_where(wanted))
-    }
-
-    /// The buckets that are `wanted`, each as often as it was met, in no order that matters.
-    fn buckets_where(&self, wanted: impl Fn(u32) -> bool) -> Vec<u32> {
-        let mut met = Met { buckets: vec![0; self.text.len() * FEATURES_MAX], count: 0, wanted };
+    /// The buckets, each as often as it was met, in no order that matters.
+    fn all(&self) -> Vec<u32> {
+        let mut met = Met(Vec::with_capacity(self.text.len() * FEATURES_MAX));
         let mut before: Option<Hash> = None;
         for padded in self.padded() {
             tokens(bare(padded), |token| {
@@ -174,9 +169,7 @@ impl Normalised {
                 grams(padded, |gram| met.take(gram));
             }
         }
-        let Met { mut buckets, count, .. } = met;
-        buckets.truncate(count);
-        buckets
+        met.0
     }
 }
 
@@ -227,19 +220,12 @@ struct Reading {
 /// Features that a character, or the space after a chunk, can begin at most: grams of each length, a word and a pair.
 const FEATURES_MAX: usize = GRAM_MAX - GRAM_MIN + 3;
 
-/// Buckets that were met and are wanted. All of them are written, and the count moves past the wanted ones: which ones
-/// are is not to be foreseen, and a wrong guess of the processor costs more than a write.
-struct Met<W> {
-    buckets: Vec<u32>,
-    count: usize,
-    wanted: W,
-}
+/// Buckets that were met.
+struct Met(Vec<u32>);
 
-impl<W: Fn(u32) -> bool> Met<W> {
+impl Met {
     fn take(&mut self, hash: Hash) {
-        let bucket = bucket(hash);
-        self.buckets[self.count] = bucket;
-        self.count += usize::from((self.wanted)(bucket));
+        self.0.push(bucket(hash));
     }
 }
 

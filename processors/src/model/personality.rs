@@ -5,8 +5,7 @@
 //! write to them. A weak signal, never a ground for decisions about a person. Leaves out: who may be scored (the stage),
 //! and training.
 
-use std::collections::HashMap;
-
+use foldhash::HashMap;
 use schemas::slice::Statistics;
 use schemas::{Embedding, Estimate, Provenance, Style, Tier, Traits};
 use serde::Deserialize;
@@ -222,7 +221,7 @@ impl Words {
             let problem = format!("holds {} categories, expected 1 to {CATEGORIES_MAX}", categories.len());
             return Err(family.failure(WORDS_FILE, problem));
         }
-        let mut words = Words { count: categories.len(), whole: HashMap::new(), beginnings: HashMap::new() };
+        let mut words = Words { count: categories.len(), whole: HashMap::default(), beginnings: HashMap::default() };
         for (index, category) in categories.iter().enumerate() {
             for word in &category.words {
                 let bit = 1u64 << index;
@@ -326,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_word_counts_in_every_category_that_names_it_or_its_beginning() {
-        let mut lists = Words { count: 2, whole: HashMap::new(), beginnings: HashMap::new() };
+        let mut lists = Words { count: 2, whole: HashMap::default(), beginnings: HashMap::default() };
         lists.whole.insert("love".to_owned(), 1);
         lists.beginnings.insert(*b"lov", vec![("e".to_owned(), 2), ("ing".to_owned(), 1)]);
         let counted = lists.count("Love, lovely loving! He'd lo?");

@@ -65,13 +65,8 @@ impl Vad {
         Provenance { model: self.model.clone(), version: self.version.clone(), tier }
     }
 
-    /// Whether the n-gram model weighs a bucket.
-    pub fn knows(&self, bucket: u32) -> bool {
-        self.ngram.knows(bucket)
-    }
-
-    /// What the n-grams alone say; `buckets` in rising order, each as often as it was met.
-    pub fn words(&self, buckets: &[u32]) -> [f32; AXES] {
+    /// What the n-grams alone say; `buckets` in rising order, each with how often it was met.
+    pub fn words(&self, buckets: &[(u32, u32)]) -> [f32; AXES] {
         self.ngram.sums(buckets)
     }
 

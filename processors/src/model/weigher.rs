@@ -33,20 +33,17 @@ impl<const OUTPUTS: usize> Weigher<OUTPUTS> {
         })
     }
 
-    /// Whether the model has seen a bucket often enough to weigh it.
-    pub(super) fn knows(&self, bucket: u32) -> bool {
-        self.table.places.knows(bucket)
-    }
-
-    /// What the model says of a text of these buckets, in rising order, each as often as it was met.
-    pub(super) fn sums(&self, buckets: &[u32]) -> [f32; OUTPUTS] {
-        let row = |bucket: u32| {
-            let row = self.table.places.row(bucket);
-            // Rows are far apart: they come near while the others are looked up.
-            fetch(&self.table.rows[row as usize]);
-            row
-        };
-        let rows: Vec<u32> = buckets.iter().copied().filter(|bucket| self.knows(*bucket)).map(row).collect();
+    /// What the model says of a text of these buckets, in rising order, each with how often it was met.
+    pub(super) fn sums(&self, buckets: &[(u32, u32)]) -> [f32; OUTPUTS] {
+        let mut rows: Vec<(u32, u32)> = Vec::with_capacity(buckets.len());
+        for (bucket, count) in buckets {
+            if self.table.places.knows(*bucket) {
+                let row = self.table.places.row(*bucket);
+                // Rows are far apart: they come near while the others are looked up.
+                fetch(&self.table.rows[row as usize]);
+                rows.push((row, *count));
+            }
+        }
         let (sum, square) = weigh(&self.table.rows, &self.frequencies, &rows);
         let scale = if square > 0.0 { 1.0 / square.sqrt() } else { 0.0 };
         std::array::from_fn(|output| self.bias[output] + sum[output] * scale * self.weight_scale[output])
@@ -122,18 +119,15 @@ pub(super) fn frequency(count: usize) -> f32 {
 }
 
 wide! {
-    /// The sum of rows by their weight, an output, and the square of the weights' length. `met` is in order, a row as often
-    /// as it was met.
-    fn weigh<const OUTPUTS: usize>(rows: &[Row<OUTPUTS>], frequencies: &[f32; COUNTED], met: &[u32]) -> ([f32; OUTPUTS], f32) {
+    /// The sum of rows by their weight, an output, and the square of the weights' length. `met` is in order, each with how
+    /// often it was met.
+    fn weigh<const OUTPUTS: usize>(rows: &[Row<OUTPUTS>], frequencies: &[f32; COUNTED], met: &[(u32, u32)]) -> ([f32; OUTPUTS], f32) {
         let (mut sum, mut square) = ([0f32; OUTPUTS], 0f32);
         let mut place = 0;
         while place < met.len() {
-            let (row, first) = (met[place], place);
-            while place < met.len() && met[place] == row {
-                place += 1;
-            }
-            let count = place - first;
-            let row = &rows[row as usize];
+            let (row, count) = met[place];
+            let (row, count) = (&rows[row as usize], count as usize);
+            place += 1;
             let x = row.idf * if count < COUNTED { frequencies[count] } else { frequency(count) };
             square += x * x;
             let mut output = 0;

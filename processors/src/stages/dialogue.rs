@@ -13,11 +13,10 @@ use std::sync::Arc;
 use schemas::slice::DialogueSlice;
 use schemas::{Dialogue, DialogueState, Encoding, Intent, NextAction, Question, Slot, Turn};
 
-use super::{is_foreign, note, reason};
+use super::{grams, is_foreign, note, reason};
 use crate::model::Models;
 use crate::model::intents::best;
 use crate::model::next::{Actions, Event, HISTORY_MAX, OLD, State};
-use crate::model::ngram::Normalised;
 use crate::model::sets::{ACTS, QUESTION, Set};
 use crate::model::slots::Found;
 use crate::stage::{Failure, Stage};
@@ -125,7 +124,7 @@ impl Dialogues {
         if is_foreign(encoding) {
             return Err(reason::UNSUPPORTED_LANGUAGE);
         }
-        let (embedding, buckets) = (&encoding.embedding, Normalised::of(&turn.text).buckets());
+        let (embedding, buckets) = (&encoding.embedding, grams(turn));
         let intent = |set: &Set| {
             let scored = set.score(tier, embedding, &buckets)?;
             Some(Intent {

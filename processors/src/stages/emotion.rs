@@ -17,10 +17,9 @@ use schemas::slice::EmotionSlice;
 use schemas::{Ekman, Emotion, Encoding, GoEmotions, Tier, Turn};
 
 use super::memo::Memo;
-use super::{is_foreign, note, reason};
+use super::{grams, is_foreign, note, reason};
 use crate::model::Models;
 use crate::model::expression::LABELS;
-use crate::model::ngram::Normalised;
 use crate::model::vad::AXES;
 use crate::stage::{Failure, Stage};
 
@@ -177,16 +176,15 @@ impl Stage for Emotions {
     fn infer(&self, turns: &mut [Turn]) -> Result<(), Failure> {
         let vectors = self.vectors(turns)?;
         let expression = self.models.expression();
-        let texts: Vec<&str> = turns.iter().filter(|t| t.encoding.is_some()).map(|t| t.text.as_str()).collect();
+        let encoded: Vec<&Turn> = turns.iter().filter(|turn| turn.encoding.is_some()).collect();
         let vad = self.models.vad();
-        let read = |text: &&str| {
-            let knows = |bucket| expression.knows(bucket) || vad.is_some_and(|vad| vad.knows(bucket));
-            let buckets = Normalised::of(text).sorted(knows);
-            let logits = expression.ngram_logits(&buckets);
-            Words { logits, vad: vad.map_or([0.0; AXES], |vad| vad.words(&buckets)) }
+        let read = |turn: &&Turn| {
+            let grams = grams(turn);
+            let logits = expression.ngram_logits(&grams);
+            Words { logits, vad: vad.map_or([0.0; AXES], |vad| vad.words(&grams)) }
         };
-        let words =
-            self.words.values(&texts, |missing| Ok::<_, Failure>(self.models.cores().map(missing, GRAIN, read)))?;
+        let infer = |missing: &[&Turn]| Ok::<_, Failure>(self.models.cores().map(missing, GRAIN, read));
+        let words = self.words.values(&encoded, |turn| &turn.text, infer)?;
         let mut words = words.iter();
         for (turn, vector) in turns.iter_mut().zip(&vectors) {
             let result = match &turn.encoding {

@@ -14,7 +14,8 @@ use schemas::{Embedding, Encoding, Tier, Turn};
 use super::memo::Memo;
 use super::{note, reason};
 use crate::language::{self, Detected};
-use crate::model::{Models, ngram};
+use crate::model::Models;
+use crate::model::ngram::{self, Normalised};
 use crate::stage::{Failure, Stage};
 
 /// Embeddings kept of each model.
@@ -47,8 +48,8 @@ impl Encode {
 
     fn values(&self, tier: Tier, texts: &[&str]) -> Result<Vec<Value>, Failure> {
         match tier {
-            Tier::Full => self.full.values(texts, |missing| self.full_values(missing)),
-            Tier::Fast => self.fast.values(texts, |missing| self.fast_values(missing)),
+            Tier::Full => self.full.values(texts, |text| text, |missing| self.full_values(missing)),
+            Tier::Fast => self.fast.values(texts, |text| text, |missing| self.fast_values(missing)),
         }
     }
 
@@ -81,14 +82,16 @@ impl Stage for Encode {
             let places: Vec<usize> = (0..turns.len()).filter(|i| mine(&turns[*i])).collect();
             let texts: Vec<&str> = places.iter().map(|i| turns[*i].text.as_str()).collect();
             let values = self.values(tier, &texts)?;
+            let grams = self.models.cores().map(&texts, FAST_GRAIN, |text| Arc::from(Normalised::of(text).buckets()));
             let provenance = self.models.embedder(tier);
-            for (place, (embedding, feeling, detected)) in places.into_iter().zip(values) {
+            for ((place, grams), (embedding, feeling, detected)) in places.into_iter().zip(grams).zip(values) {
                 turns[place].encoding = Some(Encoding {
                     provenance: provenance.clone(),
                     embedding,
                     language: detected.map(|d| d.code.to_owned()),
                     language_confidence: detected.map(|d| d.confidence),
                     feeling,
+                    grams: Some(grams),
                 });
             }
         }

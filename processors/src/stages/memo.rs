@@ -37,23 +37,25 @@ impl<V: Clone> Memo<V> {
         Memo { generations: Mutex::new(generations), value_bytes }
     }
 
-    /// The value of every text, in order. `infer` is given the distinct texts that are not remembered, and returns a
-    /// value for each.
+    /// The value of every text, in order; `asked` may be more than a text, which is then a part of it. `infer` is given those
+    /// with the distinct texts that are not remembered, and returns a value for each.
     ///
     /// # Errors
     /// Those of `infer`; nothing is remembered then.
-    pub(super) fn values<'t, E>(
+    pub(super) fn values<'t, T: Copy, E>(
         &self,
-        texts: &[&'t str],
-        infer: impl FnOnce(&[&'t str]) -> Result<Vec<V>, E>,
+        asked: &[T],
+        text: impl Fn(T) -> &'t str,
+        infer: impl FnOnce(&[T]) -> Result<Vec<V>, E>,
     ) -> Result<Vec<V>, E> {
-        let mut values: Vec<Option<V>> = Vec::with_capacity(texts.len());
-        let mut missing: Vec<&'t str> = Vec::new();
-        let mut places: Vec<usize> = Vec::with_capacity(texts.len());
+        let mut values: Vec<Option<V>> = Vec::with_capacity(asked.len());
+        let mut missing: Vec<T> = Vec::new();
+        let mut places: Vec<usize> = Vec::with_capacity(asked.len());
         let mut place_of: HashMap<&str, usize> = HashMap::new();
         {
             let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-            for text in texts {
+            for one in asked {
+                let text = text(*one);
                 let short = text.len() <= TEXT_BYTES_MAX;
                 let known = if short { generations.get(text, self.value_bytes) } else { None };
                 let mut place = missing.len();
@@ -62,7 +64,7 @@ impl<V: Clone> Memo<V> {
                         place = *place_of.entry(text).or_insert(place);
                     }
                     if place == missing.len() {
-                        missing.push(text);
+                        missing.push(*one);
                     }
                 }
                 places.push(place);
@@ -73,8 +75,9 @@ impl<V: Clone> Memo<V> {
         let inferred = if missing.is_empty() { Vec::new() } else { infer(&missing)? };
         debug_assert_eq!(inferred.len(), missing.len(), "a value for each text");
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-        for (text, value) in missing.iter().zip(&inferred).filter(|(text, _)| text.len() <= TEXT_BYTES_MAX) {
-            generations.put((*text).into(), value.clone(), self.value_bytes);
+        let missing = missing.into_iter().map(text).zip(&inferred);
+        for (text, value) in missing.filter(|(text, _)| text.len() <= TEXT_BYTES_MAX) {
+            generations.put(text.into(), value.clone(), self.value_bytes);
         }
         Ok(values
             .into_iter()
@@ -114,10 +117,14 @@ mod tests {
     use super::*;
 
     fn lengths(memo: &Memo<usize>, texts: &[&str], inferred: &Cell<usize>) -> Vec<usize> {
-        let values = memo.values(texts, |missing| {
-            inferred.set(inferred.get() + missing.len());
-            Ok::<_, Infallible>(missing.iter().map(|text| text.len()).collect())
-        });
+        let values = memo.values(
+            texts,
+            |text| text,
+            |missing| {
+                inferred.set(inferred.get() + missing.len());
+                Ok::<_, Infallible>(missing.iter().map(|text| text.len()).collect())
+            },
+        );
         values.unwrap()
     }
 

@@ -10,16 +10,16 @@ mod palette;
 mod sound;
 mod texture;
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use ::palette::{FromColor as _, Oklab};
 use schemas::slice::{Shade, SynesthesiaSlice};
-use schemas::{Embedding, Synesthesia, Tier, Turn};
+use schemas::{Synesthesia, Tier, Turn};
 
 use super::memo::Memo;
-use super::{note, reason};
+use super::{grams, note, reason};
+use crate::model::ngram::Normalised;
 use crate::model::{Models, colours};
 use crate::stage::{Failure, Stage};
 
@@ -74,24 +74,27 @@ impl Synesthesias {
         (!ours).then_some(reason::OTHER_ENCODER)
     }
 
-    /// The colours of texts with their embeddings, as the tier sees them.
-    fn colours(&self, tier: Tier, of: &[(&str, &Embedding)]) -> Result<Vec<Oklab>, Failure> {
-        let (model, cores) = (self.models.colours(), self.models.cores());
-        let texts: Vec<&str> = of.iter().map(|(text, _)| *text).collect();
-        match tier {
-            Tier::Fast => self
-                .fast
-                .values(&texts, |missing| Ok(cores.map(missing, GRAIN, |text| colours::oklab(model.by_ngrams(text))))),
-            Tier::Full => {
-                // The embedding of a text is a function of the text, so that which of several is taken does not matter.
-                let embeddings: HashMap<&str, &Embedding> = of.iter().copied().collect();
-                self.full.values(&texts, |missing| {
-                    let colour =
-                        |text: &&str| model.by_names(text, embeddings[text], &self.models.words().vector(text));
-                    Ok(cores.map(missing, GRAIN, |text| colours::oklab(colour(text))))
-                })
-            }
-        }
+    /// The colours of turns with an encoding, as the tier sees them.
+    fn colours(&self, tier: Tier, turns: &[&Turn]) -> Result<Vec<Oklab>, Failure> {
+        let model = self.models.colours();
+        let colour = |turn: &&Turn| {
+            let (text, embedding) = (&turn.text, turn.encoding.as_ref().map(|encoding| &encoding.embedding));
+            let said = match colours::beginning(text) {
+                whole if whole.len() == text.len() => model.by_ngrams(&grams(turn)),
+                beginning => model.by_ngrams(&Normalised::of(beginning).buckets()),
+            };
+            colours::oklab(match (tier, embedding) {
+                (Tier::Full, Some(embedding)) => {
+                    model.by_names(text, said, embedding, &self.models.words().vector(text))
+                }
+                _ => said,
+            })
+        };
+        let memo = match tier {
+            Tier::Full => &self.full,
+            Tier::Fast => &self.fast,
+        };
+        memo.values(turns, |turn| &turn.text, |missing| Ok(self.models.cores().map(missing, GRAIN, colour)))
     }
 }
 
@@ -113,11 +116,7 @@ impl Stage for Synesthesias {
                     && self.why_not(turn).is_none()
             };
             let places: Vec<usize> = (0..turns.len()).filter(|place| mine(&turns[*place])).collect();
-            let of = |place: &usize| {
-                let turn = &turns[*place];
-                Some((turn.text.as_str(), &turn.encoding.as_ref()?.embedding))
-            };
-            let of: Vec<(&str, &Embedding)> = places.iter().filter_map(of).collect();
+            let of: Vec<&Turn> = places.iter().map(|place| &turns[*place]).collect();
             let found = self.colours(tier, &of)?;
             for (place, colour) in places.into_iter().zip(found) {
                 turns[place].synesthesia = Some(Synesthesia {

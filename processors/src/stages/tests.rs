@@ -117,7 +117,7 @@ fn ngram_buckets_and_logits_are_those_of_the_training_code() {
         let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
         let checksum = format!("{:016x}", bytes.fold(0xCBF2_9CE4_8422_2325, fnv));
         assert_eq!(checksum, expected.checksum, "{:?}", row.text);
-        for (found, expected) in models().expression().ngram_logits(&normalised.sorted(|_| true)).iter().zip(logits) {
+        for (found, expected) in models().expression().ngram_logits(&normalised.buckets()).iter().zip(logits) {
             assert_near(*found, expected, 1e-3, &row.text);
         }
         compared += 1;
@@ -270,7 +270,11 @@ fn a_cut_behind_encode_gives_the_same_parts() {
         assert_eq!((feelings(&whole), feelings(&cut)), (if tier == Tier::Full { 4 } else { 0 }, 0), "it never travels");
         Stage::infer(&emotions, &mut whole).unwrap();
         Stage::infer(&emotions, &mut cut).unwrap();
-        assert_eq!(whole, cut);
+        assert!(whole[0].encoding.as_ref().is_some_and(|e| e.grams.is_some()), "counted once for all stages");
+        assert!(cut[0].encoding.as_ref().is_some_and(|e| e.grams.is_none()), "nor do they");
+        let parts =
+            |turns: &[Turn]| -> Vec<_> { turns.iter().map(|t| (t.emotion.clone(), t.skipped.clone())).collect() };
+        assert_eq!(parts(&whole), parts(&cut));
         assert!(whole[0].emotion.is_some());
     }
 }

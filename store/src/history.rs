@@ -1,10 +1,13 @@
 //! History: enriched turns by conversation and position, to be paged both ways.
 //!
 //! Promises: writing a turn twice changes nothing; positions are read in order, from either end; conversations are
-//! listed by their last activity; a conversation, or what a person said, can be erased. What survives a crash is [`crate::Durability`]; the history can always be written
-//! again from `turns.enriched`, as far as that reaches back.
+//! listed by their last activity; a conversation, what a person said, or single turns can be erased. Memories are kept
+//! beside the turns that they are of, go with them, and are bounded: of more than [`History::remembering`] in a
+//! conversation the least salient fade, of equal ones the older. Which stay does not depend on how they were batched, nor
+//! on how often they were written. What survives a crash is [`crate::Durability`]; the history can always be written again
+//! from `turns.enriched`, as far as that reaches back.
 //!
-//! Left out: what is in a turn. A value is kept as it stood in the log and is decoded by who reads it.
+//! Left out: what is in a turn or a memory. A turn is kept as it stood in the log, a memory as the writer made it.
 
 mod scylla;
 mod sqlite;
@@ -23,6 +26,8 @@ use crate::{DatabaseError, Durability};
 
 /// Most turns or conversations that one call returns.
 pub const PAGE_MAX: usize = 1000;
+/// Most memories of a conversation, where nothing else is asked for.
+pub const MEMORIES_MAX: usize = 10_000;
 
 /// An enriched turn as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +46,38 @@ pub struct Row {
     pub value: Vec<u8>,
 }
 
+/// What recall needs of a turn that is worth remembering.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Memory {
+    /// Its conversation.
+    pub conversation: String,
+    /// The position of its turn.
+    pub position: i64,
+    /// Who said it, as [`schemas::Turn::person`] names them.
+    pub person: Option<String>,
+    /// The room of the palace that it is in.
+    pub room: i32,
+    /// What is low fades first.
+    pub salience: f32,
+    /// The turn in the wire format, with the parts that recall reads.
+    pub value: Vec<u8>,
+}
+
+impl Memory {
+    /// The order in which memories fade.
+    fn fades_before(&self, other: &Memory) -> std::cmp::Ordering {
+        self.salience.total_cmp(&other.salience).then(self.position.cmp(&other.position))
+    }
+}
+
+/// What tells whether what was read of a conversation's memories is still what is kept: a turn or an erasure makes it
+/// another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mark {
+    last_position: i64,
+    erasures: i64,
+}
+
 /// Which turns of a conversation, and in which order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Page {
@@ -48,6 +85,15 @@ pub enum Page {
     Before(Option<i64>),
     /// The oldest first, above a position; 0 is the start.
     After(i64),
+}
+
+/// What is kept together, with the offset up to which each partition of a topic is kept then.
+#[derive(Debug, Clone, Default)]
+struct Kept {
+    rows: Arc<[Row]>,
+    memories: Arc<[Memory]>,
+    topic: &'static str,
+    reached: Arc<BTreeMap<i32, i64>>,
 }
 
 /// A conversation that has turns.
@@ -79,7 +125,10 @@ pub struct Cursor {
 
 /// Handle on a history; clones share what is behind it.
 #[derive(Debug, Clone)]
-pub struct History(Backend);
+pub struct History {
+    backend: Backend,
+    memories_max: usize,
+}
 
 #[derive(Debug, Clone)]
 enum Backend {
@@ -101,7 +150,7 @@ impl History {
     /// # Errors
     /// As [`History::open`].
     pub async fn open_with(path: &Path, durability: Durability) -> Result<History, HistoryError> {
-        Ok(History(Backend::Sqlite(sqlite::Sqlite::open_with(path, durability).await?)))
+        Ok(History::on(Backend::Sqlite(sqlite::Sqlite::open_with(path, durability).await?)))
     }
 
     /// A history that ends with the process.
@@ -109,7 +158,7 @@ impl History {
     /// # Errors
     /// SQLite has no memory.
     pub async fn in_memory() -> Result<History, HistoryError> {
-        Ok(History(Backend::Sqlite(sqlite::Sqlite::in_memory().await?)))
+        Ok(History::on(Backend::Sqlite(sqlite::Sqlite::in_memory().await?)))
     }
 
     /// Opens the tables of a keyspace, and makes them where they are missing. Turns are kept for `retention_days`; for
@@ -118,7 +167,16 @@ impl History {
     /// # Errors
     /// A newer release changed the tables, or the server could not serve.
     pub async fn on_scylla(keyspace: Keyspace, retention_days: Option<NonZeroU32>) -> Result<History, HistoryError> {
-        Ok(History(Backend::Scylla(scylla::Scylla::open(keyspace, retention_days).await?)))
+        Ok(History::on(Backend::Scylla(scylla::Scylla::open(keyspace, retention_days).await?)))
+    }
+
+    fn on(backend: Backend) -> History {
+        History { backend, memories_max: MEMORIES_MAX }
+    }
+
+    /// The same history, with so many memories of a conversation at most.
+    pub fn remembering(self, memories_max: usize) -> History {
+        History { memories_max, ..self }
     }
 
     /// Keeps the turns. A turn that is kept already is written over by the same. After an error some may be kept (on a
@@ -127,19 +185,66 @@ impl History {
     /// # Errors
     /// The database could not serve.
     pub async fn upsert(&self, rows: Vec<Row>) -> Result<(), HistoryError> {
-        self.keep(Arc::from(rows), "", Arc::default()).await
+        self.keep(Kept { rows: Arc::from(rows), ..Kept::default() }).await
     }
 
-    /// As [`History::upsert`], together with the offset up to which each partition of `topic` is kept now.
-    async fn keep(
-        &self,
-        rows: Arc<[Row]>,
-        topic: &'static str,
-        reached: Arc<BTreeMap<i32, i64>>,
-    ) -> Result<(), HistoryError> {
-        match &self.0 {
-            Backend::Sqlite(history) => history.keep(rows, topic, reached).await,
-            Backend::Scylla(history) => history.keep(&rows, topic, &reached).await,
+    /// As [`History::upsert`], with memories of these turns.
+    ///
+    /// # Errors
+    /// As [`History::upsert`].
+    pub async fn remember(&self, rows: Vec<Row>, memories: Vec<Memory>) -> Result<(), HistoryError> {
+        self.keep(Kept { rows: Arc::from(rows), memories: Arc::from(memories), ..Kept::default() }).await
+    }
+
+    async fn keep(&self, kept: Kept) -> Result<(), HistoryError> {
+        match &self.backend {
+            Backend::Sqlite(history) => history.keep(kept, self.memories_max).await,
+            Backend::Scylla(history) => history.keep(&kept, self.memories_max).await,
+        }
+    }
+
+    /// The memories of a conversation, by position.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn memories(&self, conversation: &str) -> Result<Vec<Memory>, HistoryError> {
+        match &self.backend {
+            Backend::Sqlite(history) => history.memories(conversation, self.memories_max).await,
+            Backend::Scylla(history) => history.memories(conversation, self.memories_max).await,
+        }
+    }
+
+    /// How the memories of a conversation stand; `None` if it is not known.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn mark(&self, conversation: &str) -> Result<Option<Mark>, HistoryError> {
+        match &self.backend {
+            Backend::Sqlite(history) => history.mark(conversation).await,
+            Backend::Scylla(history) => history.mark(conversation).await,
+        }
+    }
+
+    /// Conversations that a person spoke in, in an order of the store's own; at most [`PAGE_MAX`].
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn conversations_of(&self, person: &str) -> Result<Vec<String>, HistoryError> {
+        match &self.backend {
+            Backend::Sqlite(history) => history.conversations_of(person).await,
+            Backend::Scylla(history) => history.conversations_of(person).await,
+        }
+    }
+
+    /// Removes some turns of a conversation and the memories of them, and says how many turns that were. Positions stay as
+    /// they are.
+    ///
+    /// # Errors
+    /// As [`History::erase_conversation`].
+    pub async fn erase_turns(&self, conversation: &str, positions: Vec<i64>) -> Result<u64, HistoryError> {
+        match &self.backend {
+            Backend::Sqlite(history) => history.erase_turns(conversation, positions).await,
+            Backend::Scylla(history) => history.erase_turns(conversation, positions).await,
         }
     }
 
@@ -148,7 +253,7 @@ impl History {
     /// # Errors
     /// The database could not serve.
     pub async fn reached(&self, topic: &str) -> Result<BTreeMap<i32, i64>, HistoryError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(history) => history.reached(topic).await,
             Backend::Scylla(history) => history.reached(topic).await,
         }
@@ -159,7 +264,7 @@ impl History {
     /// # Errors
     /// The database could not serve.
     pub async fn turns(&self, conversation: &str, page: Page, limit: usize) -> Result<Vec<Row>, HistoryError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(history) => history.turns(conversation, page, limit).await,
             Backend::Scylla(history) => history.turns(conversation, page, limit).await,
         }
@@ -171,7 +276,7 @@ impl History {
     /// # Errors
     /// The database could not serve.
     pub async fn conversations(&self, after: Option<Cursor>, limit: usize) -> Result<Vec<Conversation>, HistoryError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(history) => history.conversations(after, limit).await,
             Backend::Scylla(history) => history.conversations(after, limit).await,
         }
@@ -183,7 +288,7 @@ impl History {
     /// # Errors
     /// The database could not serve; a part may be removed, and the same call may be made again.
     pub async fn erase_conversation(&self, conversation: &str) -> Result<u64, HistoryError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(history) => history.erase_conversation(conversation).await,
             Backend::Scylla(history) => history.erase_conversation(conversation).await,
         }
@@ -195,7 +300,7 @@ impl History {
     /// # Errors
     /// As [`History::erase_conversation`].
     pub async fn erase_person(&self, person: &str) -> Result<u64, HistoryError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(history) => history.erase_person(person).await,
             Backend::Scylla(history) => history.erase_person(person).await,
         }
@@ -206,7 +311,7 @@ impl History {
     /// # Errors
     /// The database could not serve.
     pub async fn last_position(&self, conversation: &str) -> Result<Option<i64>, HistoryError> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(history) => history.last_position(conversation).await,
             Backend::Scylla(history) => history.last_position(conversation).await,
         }

@@ -1,6 +1,6 @@
 //! What every history must do. Each check takes an empty one; another backend runs the same list.
 
-use store::history::{Conversation, Cursor, History, PAGE_MAX, Page, Row};
+use store::history::{Conversation, Cursor, History, Memory, PAGE_MAX, Page, Row};
 use uuid::Uuid;
 
 /// Runs every check on every backend.
@@ -32,6 +32,10 @@ contract!(
     turns_are_dense_while_they_are_written,
     erased_conversation_is_gone_and_goes_on,
     what_a_person_said_is_erased_and_the_rest_stays,
+    memories_are_kept_beside_their_turns,
+    the_least_salient_memories_fade_however_they_come,
+    memories_go_with_what_they_are_of,
+    some_turns_are_erased_and_the_rest_stays,
 );
 
 fn row(conversation: &str, position: i64, at: i64) -> Row {
@@ -213,6 +217,98 @@ async fn what_a_person_said_is_erased_and_the_rest_stays(history: History) {
     assert_eq!(history.erase_person("test:ben").await.unwrap(), 0);
     history.upsert(vec![row("b", 9, 9)]).await.unwrap();
     assert_eq!(history.erase_person("test:ben").await.unwrap(), 1);
+}
+
+fn memory(conversation: &str, position: i64, salience: f32) -> Memory {
+    let person = row(conversation, position, position).person;
+    let value = format!("memory {position}").into_bytes();
+    Memory { conversation: conversation.to_owned(), position, person, room: (position % 4) as i32, salience, value }
+}
+
+async fn remembered(history: &History, conversation: &str) -> Vec<i64> {
+    history.memories(conversation).await.unwrap().iter().map(|memory| memory.position).collect()
+}
+
+/// Keeps turns, each with a memory.
+async fn remember(history: &History, conversation: &str, positions: impl IntoIterator<Item = i64>, salience: f32) {
+    let positions: Vec<i64> = positions.into_iter().collect();
+    for part in positions.chunks(400) {
+        let rows = part.iter().map(|position| row(conversation, *position, *position)).collect();
+        let memories = part.iter().map(|position| memory(conversation, *position, salience)).collect();
+        history.remember(rows, memories).await.unwrap();
+    }
+}
+
+async fn memories_are_kept_beside_their_turns(history: History) {
+    remember(&history, "c", [3, 1], 0.25).await;
+    remember(&history, "c", [1, 1002], 0.25).await;
+    history.upsert(vec![row("c", 4, 4)]).await.unwrap();
+    let mark = history.mark("c").await.unwrap();
+    remember(&history, "c", [1], 0.25).await;
+    assert!(mark.is_some() && history.mark("c").await.unwrap() == mark, "nothing has changed");
+    assert_eq!(history.mark("d").await.unwrap(), None);
+    let expected: Vec<Memory> = [1, 3, 1002].map(|position| memory("c", position, 0.25)).into();
+    assert_eq!(history.memories("c").await.unwrap(), expected);
+    assert_eq!(remembered(&history, "d").await, [0; 0]);
+    assert_eq!(positions(&history, "c", Page::After(0), 10).await, [1, 3, 4, 1002]);
+}
+
+async fn the_least_salient_memories_fade_however_they_come(history: History) {
+    // Every fourth says much, and of those that say little the newer stay.
+    const TURNS: i64 = 2000;
+    let history = history.remembering(700);
+    let salience = |position: i64| if position % 4 == 0 { 0.75 } else { 0.125 };
+    for (times, size) in [(1, 300), (2, 1000)] {
+        for _ in 0..times {
+            for part in (1..=TURNS).collect::<Vec<_>>().chunks(size) {
+                let rows = part.iter().map(|position| row("c", *position, *position)).collect();
+                let memories = part.iter().map(|position| memory("c", *position, salience(*position))).collect();
+                history.remember(rows, memories).await.unwrap();
+            }
+        }
+        let mut expected: Vec<i64> = (1..=TURNS).filter(|position| position % 4 == 0).collect();
+        expected.extend((1..=TURNS).rev().filter(|position| position % 4 != 0).take(200));
+        expected.sort_unstable();
+        assert_eq!(remembered(&history, "c").await, expected);
+    }
+    assert_eq!(remembered(&history.remembering(3), "c").await, [1992, 1996, 2000]);
+}
+
+async fn memories_go_with_what_they_are_of(history: History) {
+    remember(&history, "a", 1..=1005, 0.5).await;
+    remember(&history, "b", 1..=6, 0.5).await;
+    let mut of = history.conversations_of("test:ben").await.unwrap();
+    of.sort();
+    assert_eq!(of, ["a", "b"]);
+    let before = history.mark("a").await.unwrap();
+    assert_eq!(history.erase_person("test:ben").await.unwrap(), 335 + 2);
+    assert_ne!(history.mark("a").await.unwrap(), before);
+    assert_eq!(remembered(&history, "b").await, [1, 2, 4, 5]);
+    assert_eq!(remembered(&history, "a").await.len(), 670);
+    assert_eq!(history.conversations_of("test:ben").await.unwrap(), [""; 0]);
+    assert_eq!(history.erase_conversation("a").await.unwrap(), 670);
+    assert_eq!(remembered(&history, "a").await, [0; 0]);
+    history.upsert(vec![row("a", 1006, 1006)]).await.unwrap();
+    assert_eq!(remembered(&history, "a").await, [0; 0], "they do not come back with the conversation");
+    assert_eq!(remembered(&history, "b").await, [1, 2, 4, 5]);
+}
+
+async fn some_turns_are_erased_and_the_rest_stays(history: History) {
+    remember(&history, "c", 1..=1003, 0.5).await;
+    remember(&history, "d", [1, 2], 0.5).await;
+    let marks = async || (history.mark("c").await.unwrap(), history.mark("d").await.unwrap());
+    let before = marks().await;
+    assert_eq!(history.erase_turns("c", vec![2, 1001, 1001, 5000]).await.unwrap(), 2);
+    let after = marks().await;
+    assert!(after.0 != before.0 && after.1 == before.1);
+    history.upsert(vec![row("c", 1004, 1004)]).await.unwrap();
+    assert!(marks().await.0 != after.0);
+    assert_eq!(history.erase_turns("c", vec![1004]).await.unwrap(), 1);
+    assert_eq!(positions(&history, "c", Page::After(0), 3).await, [1, 3, 4]);
+    assert_eq!(positions(&history, "c", Page::Before(None), 3).await, [1003, 1002, 1000]);
+    assert!(!remembered(&history, "c").await.iter().any(|position| [2, 1001].contains(position)));
+    assert_eq!((history.erase_turns("c", vec![2]).await.unwrap(), remembered(&history, "d").await), (0, vec![1, 2]));
+    assert_eq!(history.erase_turns("nobody", vec![1]).await.unwrap(), 0);
 }
 
 async fn turns_are_dense_while_they_are_written(history: History) {

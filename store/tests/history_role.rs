@@ -146,6 +146,57 @@ async fn turns_are_kept_as_they_stood_in_the_log_and_the_role_goes_on_where_it_w
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_turn_that_is_worth_it_is_remembered_with_what_recall_reads_and_mended_with_its_turn() {
+    let house = House::start().await;
+    let provenance =
+        || schemas::Provenance { model: "m".to_owned(), version: "1".to_owned(), tier: schemas::Tier::Fast };
+    let memory = |keep: bool| schemas::Memory {
+        provenance: provenance(),
+        salience: 0.5,
+        keep,
+        terms: vec!["train".to_owned()],
+        locus: keep.then(|| schemas::Locus {
+            room: 7,
+            name: "trains".to_owned(),
+            place: 1,
+            x: 0,
+            y: 1,
+            sensitive: false,
+        }),
+    };
+    let encoding = schemas::Encoding {
+        provenance: provenance(),
+        embedding: schemas::Embedding::quantise(&[1.0, 0.5]),
+        language: None,
+        language_confidence: None,
+        feeling: None,
+    };
+    let said = |position: i64| Turn {
+        encoding: Some(encoding.clone()),
+        memory: (position > 1).then(|| memory(position == 3)),
+        skipped: vec![schemas::Skipped { stage: "emotion".to_owned(), reason: "x".to_owned() }],
+        ..turn("room", position)
+    };
+    for position in 1..=3 {
+        house.append("room", house.codec.encode(&said(position)).unwrap()).await;
+    }
+    let (role, shutdown) = house.role();
+    house.kept("room", 3).await;
+    shutdown.cancel();
+    role.await.unwrap().unwrap();
+    let kept = house.history.memories("room").await.unwrap();
+    let found: Vec<_> = kept.iter().map(|memory| (memory.position, memory.room, memory.salience)).collect();
+    assert_eq!(found, [(3, 7, 0.5)]);
+    let read: Turn = house.codec.decode(&kept[0].value).unwrap();
+    assert_eq!(read, Turn { skipped: Vec::new(), ..said(3) });
+
+    house.history.erase_turns("room", vec![3]).await.unwrap();
+    assert_eq!(house.history.memories("room").await.unwrap(), []);
+    verify(&house.kafka, &house.history, &house.codec, true, |_| {}).await.unwrap();
+    assert_eq!(house.history.memories("room").await.unwrap(), kept);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn history_that_lost_what_it_had_acknowledged_is_read_up_to_the_present_by_itself() {
     let house = House::start().await;
     let append = async |positions: std::ops::RangeInclusive<i64>| {

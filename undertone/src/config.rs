@@ -56,6 +56,8 @@ pub struct Config {
     pub context: Context,
     /// The store of turns.
     pub history: History,
+    /// What is remembered of them.
+    pub memory: Memory,
     /// The CQL server, for what is kept there.
     pub scylla: Scylla,
     /// A cache.
@@ -306,6 +308,28 @@ pub struct History {
     pub cache: Cache,
 }
 
+/// `[memory]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// Most memories of a conversation.
+    pub conversation_max: usize,
+    /// What recall looks through.
+    pub scope: Scope,
+    /// Most bytes of memories that are held ready.
+    pub cache_bytes_max: usize,
+}
+
+/// What recall looks through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// The conversation that is asked about.
+    Conversation,
+    /// What a person said to the same bot.
+    Person,
+}
+
 /// `[models]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -460,6 +484,8 @@ impl Config {
             ("telemetry", "queue_spans_max", self.telemetry.queue_spans_max as i64),
             ("telemetry", "export_ms_max", self.telemetry.export_ms_max as i64),
             ("rejects", "attempts_max", i64::from(self.rejects.attempts_max)),
+            ("memory", "conversation_max", i64::try_from(self.memory.conversation_max).unwrap_or(i64::MAX)),
+            ("memory", "cache_bytes_max", i64::try_from(self.memory.cache_bytes_max).unwrap_or(i64::MAX)),
         ];
         for (section, key, value) in positive {
             if value < 1 {

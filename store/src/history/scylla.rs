@@ -8,6 +8,9 @@
 //! - `activity`: for each minute, in [`SHARDS`] partitions, the conversations that had a turn, one row each. The list of
 //!   conversations reads it backwards and passes over those that were active again later. `minutes` and `days` say which
 //!   minutes had turns at all, so that silence costs nothing.
+//! - `memories`: in partitions as the turns are. A writer that passes a thousandth turn lets go of those that are too many, so
+//!   that there are never more than a thousand above the bound, and readers pass over these.
+//! - `erasures`: when something of a conversation was erased last.
 //! - `people`: the conversations that a person spoke in, for erasure.
 //! - `reached`: how far each partition of the topic is kept. It is written last: after a crash in between the same turns
 //!   are read again, which changes nothing.
@@ -23,7 +26,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use scylla::statement::prepared::PreparedStatement;
 use uuid::Uuid;
 
-use super::{Conversation, Cursor, HistoryError, PAGE_MAX, Page, Row};
+use super::{Conversation, Cursor, HistoryError, Kept, Mark, Memory, PAGE_MAX, Page, Row};
 use crate::DatabaseError;
 use crate::cql::migrate::Tables;
 use crate::cql::{Keyspace, Together, all, micros};
@@ -43,25 +46,34 @@ const AHEAD_MAX_MICROS: i64 = 24 * 3600 * 1_000_000;
 
 static TABLES: Tables = Tables {
     name: "history",
-    migrations: &[&[
-        "CREATE TABLE IF NOT EXISTS {}.turns (
+    migrations: &[
+        &[
+            "CREATE TABLE IF NOT EXISTS {}.turns (
             conversation text, bucket bigint, position bigint, id uuid, at bigint, person text, value blob,
             PRIMARY KEY ((conversation, bucket), position)
         )",
-        "CREATE TABLE IF NOT EXISTS {}.heads (conversation text PRIMARY KEY, last_position bigint, last_at bigint)",
-        "CREATE TABLE IF NOT EXISTS {}.activity (
+            "CREATE TABLE IF NOT EXISTS {}.heads (conversation text PRIMARY KEY, last_position bigint, last_at bigint)",
+            "CREATE TABLE IF NOT EXISTS {}.activity (
             minute bigint, shard int, conversation text, at bigint, PRIMARY KEY ((minute, shard), conversation)
         )",
-        "CREATE TABLE IF NOT EXISTS {}.minutes (day bigint, minute bigint, PRIMARY KEY (day, minute))
+            "CREATE TABLE IF NOT EXISTS {}.minutes (day bigint, minute bigint, PRIMARY KEY (day, minute))
             WITH CLUSTERING ORDER BY (minute DESC)",
-        "CREATE TABLE IF NOT EXISTS {}.days (all_days int, day bigint, PRIMARY KEY (all_days, day))
+            "CREATE TABLE IF NOT EXISTS {}.days (all_days int, day bigint, PRIMARY KEY (all_days, day))
             WITH CLUSTERING ORDER BY (day DESC)",
-        "CREATE TABLE IF NOT EXISTS {}.people (person text, conversation text, PRIMARY KEY (person, conversation))",
-        "CREATE TABLE IF NOT EXISTS {}.reached (topic text, partition int, next bigint, PRIMARY KEY (topic, partition))",
-    ]],
+            "CREATE TABLE IF NOT EXISTS {}.people (person text, conversation text, PRIMARY KEY (person, conversation))",
+            "CREATE TABLE IF NOT EXISTS {}.reached (topic text, partition int, next bigint, PRIMARY KEY (topic, partition))",
+        ],
+        &[
+            "CREATE TABLE IF NOT EXISTS {}.memories (
+            conversation text, bucket bigint, position bigint, person text, room int, salience float, value blob,
+            PRIMARY KEY ((conversation, bucket), position)
+        )",
+            "CREATE TABLE IF NOT EXISTS {}.erasures (conversation text PRIMARY KEY, at bigint)",
+        ],
+    ],
 };
 /// Those whose rows go with the retention.
-const AGING: [&str; 5] = ["turns", "activity", "minutes", "days", "people"];
+const AGING: [&str; 6] = ["turns", "activity", "minutes", "days", "people", "memories"];
 
 /// Handle on the history; clones share its connections.
 #[derive(Debug, Clone)]
@@ -100,6 +112,13 @@ struct Statements {
     erase_activity: PreparedStatement,
     erase_person: PreparedStatement,
     erase_person_here: PreparedStatement,
+    put_memory: PreparedStatement,
+    memories: PreparedStatement,
+    saliences: PreparedStatement,
+    erase_memory: PreparedStatement,
+    erase_memories: PreparedStatement,
+    put_erasure: PreparedStatement,
+    erasure: PreparedStatement,
 }
 
 impl Scylla {
@@ -161,17 +180,27 @@ impl Scylla {
             .await?,
             erase_person: prepare("DELETE FROM {}.people WHERE person = ?").await?,
             erase_person_here: prepare("DELETE FROM {}.people WHERE person = ? AND conversation = ?").await?,
+            put_memory: prepare(
+                "INSERT INTO {}.memories (conversation, bucket, position, person, room, salience, value)
+                 VALUES (?, ?, ?, ?, ?, ?, ?)",
+            )
+            .await?,
+            memories: prepare(
+                "SELECT position, person, room, salience, value FROM {}.memories WHERE conversation = ? AND bucket = ?",
+            )
+            .await?,
+            saliences: prepare("SELECT position, salience FROM {}.memories WHERE conversation = ? AND bucket = ?").await?,
+            erase_memory: prepare("DELETE FROM {}.memories WHERE conversation = ? AND bucket = ? AND position = ?").await?,
+            erase_memories: prepare("DELETE FROM {}.memories WHERE conversation = ? AND bucket = ?").await?,
+            put_erasure: prepare("INSERT INTO {}.erasures (conversation, at) VALUES (?, ?)").await?,
+            erasure: prepare("SELECT at FROM {}.erasures WHERE conversation = ?").await?,
         };
         Ok(Scylla(Arc::new(Inner { keyspace, statements, listed: Mutex::default() })))
     }
 
     /// See [`super::History::upsert`].
-    pub(super) async fn keep(
-        &self,
-        rows: &[Row],
-        topic: &'static str,
-        reached: &BTreeMap<i32, i64>,
-    ) -> Result<(), HistoryError> {
+    pub(super) async fn keep(&self, kept: &Kept, memories_max: usize) -> Result<(), HistoryError> {
+        let Kept { rows, memories, topic, reached } = kept;
         let (keyspace, statements) = (&self.0.keyspace, &self.0.statements);
         let put_turn = |row: &Row| {
             let Row { conversation, position, id, at, person, value } = row.clone();
@@ -179,6 +208,16 @@ impl Scylla {
             keyspace.write(&statements.put_turn, values)
         };
         all(rows.iter().map(put_turn).collect()).await?;
+        let put_memory = |memory: &Memory| {
+            let Memory { conversation, position, person, room, salience, value } = memory.clone();
+            let values = (conversation, bucket(position), position, person, room, salience, value);
+            keyspace.write(&statements.put_memory, values)
+        };
+        all(memories.iter().map(put_memory).collect()).await?;
+        let max = i64::try_from(memories_max).unwrap_or(i64::MAX);
+        for row in rows.iter().filter(|row| row.position % BUCKET_TURNS == 0 && row.position > max) {
+            self.fade(&row.conversation, row.position, memories_max).await?;
+        }
 
         let summary = Summary::of(rows);
         self.list(&summary).await?;
@@ -201,7 +240,7 @@ impl Scylla {
         };
         all(summary.heads.iter().map(put_head).collect()).await?;
         let put_reached =
-            |(partition, next): (&i32, &i64)| keyspace.write(&statements.put_reached, (topic, *partition, *next));
+            |(partition, next): (&i32, &i64)| keyspace.write(&statements.put_reached, (*topic, *partition, *next));
         all(reached.iter().map(put_reached).collect()).await?;
         Ok(())
     }
@@ -392,6 +431,7 @@ impl Scylla {
                 people.extend(person);
                 erased += 1;
             }
+            keyspace.write(&statements.erase_memories, (conversation, bucket)).await?;
             keyspace.write(&statements.erase_bucket, (conversation, bucket)).await?;
         }
         let erase_activity = |(minute, at): (i64, i64)| {
@@ -402,6 +442,7 @@ impl Scylla {
         let erase_here =
             |person: String| keyspace.write(&statements.erase_person_here, (person, conversation.to_owned()));
         all(people.into_iter().map(erase_here).collect()).await?;
+        self.note_erasure(conversation).await?;
         Ok(erased)
     }
 
@@ -415,14 +456,107 @@ impl Scylla {
                 let mut said = self.said(&conversation, bucket).await?;
                 said.retain(|(_, _, speaker)| speaker.as_deref() == Some(person));
                 erased += said.len() as u64;
-                let erase = |(position, ..): (i64, i64, Option<String>)| {
-                    keyspace.write(&statements.erase_turn, (conversation.clone(), bucket, position))
-                };
-                all(said.into_iter().map(erase).collect()).await?;
+                self.erase_positions(&conversation, said.iter().map(|(position, ..)| *position)).await?;
             }
+            self.note_erasure(&conversation).await?;
         }
         keyspace.write(&statements.erase_person, (person,)).await?;
         Ok(erased)
+    }
+
+    /// Removes the turns at some positions, and the memories of them first.
+    async fn erase_positions(
+        &self,
+        conversation: &str,
+        positions: impl Iterator<Item = i64> + Clone,
+    ) -> Result<(), HistoryError> {
+        let (keyspace, statements) = (&self.0.keyspace, &self.0.statements);
+        let erase_memory = |position: i64| {
+            keyspace.write(&statements.erase_memory, (conversation.to_owned(), bucket(position), position))
+        };
+        all(positions.clone().map(erase_memory).collect()).await?;
+        let erase_turn = |position: i64| {
+            keyspace.write(&statements.erase_turn, (conversation.to_owned(), bucket(position), position))
+        };
+        all(positions.map(erase_turn).collect()).await?;
+        Ok(())
+    }
+
+    /// See [`super::History::erase_turns`].
+    pub(super) async fn erase_turns(&self, conversation: &str, positions: Vec<i64>) -> Result<u64, HistoryError> {
+        let (wanted, mut erased) = (positions.iter().copied().collect::<BTreeSet<i64>>(), 0);
+        for bucket in positions.iter().map(|position| bucket(*position)).collect::<BTreeSet<i64>>() {
+            let said = self.said(conversation, bucket).await?;
+            erased += said.iter().filter(|(position, ..)| wanted.contains(position)).count() as u64;
+        }
+        self.erase_positions(conversation, wanted.iter().copied()).await?;
+        self.note_erasure(conversation).await?;
+        Ok(erased)
+    }
+
+    async fn note_erasure(&self, conversation: &str) -> Result<(), HistoryError> {
+        Ok(self.0.keyspace.write(&self.0.statements.put_erasure, (conversation, micros())).await?)
+    }
+
+    /// See [`super::History::mark`].
+    pub(super) async fn mark(&self, conversation: &str) -> Result<Option<Mark>, HistoryError> {
+        let erased = async {
+            let found = self.0.keyspace.read::<(i64,)>(&self.0.statements.erasure, (conversation,)).await?;
+            Ok::<_, HistoryError>(found.first().map_or(0, |(at,)| *at))
+        };
+        let (last, erasures) = tokio::try_join!(Box::pin(self.last_position(conversation)), Box::pin(erased))?;
+        Ok(last.map(|last_position| Mark { last_position, erasures }))
+    }
+
+    /// See [`super::History::conversations_of`].
+    pub(super) async fn conversations_of(&self, person: &str) -> Result<Vec<String>, HistoryError> {
+        let found = self.0.keyspace.read::<(String,)>(&self.0.statements.conversations_of, (person,)).await?;
+        Ok(found.into_iter().take(PAGE_MAX).map(|(conversation,)| conversation).collect())
+    }
+
+    /// See [`super::History::memories`].
+    pub(super) async fn memories(&self, conversation: &str, memories_max: usize) -> Result<Vec<Memory>, HistoryError> {
+        type Found = (i64, Option<String>, i32, f32, Vec<u8>);
+        let Some(last) = self.last_position(conversation).await? else { return Ok(Vec::new()) };
+        let read =
+            |bucket: i64| self.0.keyspace.read::<Found>(&self.0.statements.memories, (conversation.to_owned(), bucket));
+        let mut reads = stream::iter((0..=bucket(last)).map(read)).buffered(READS_MAX);
+        let mut memories: Vec<Memory> = Vec::new();
+        while let Some(found) = reads.next().await {
+            let memory = |(position, person, room, salience, value)| Memory {
+                conversation: conversation.to_owned(),
+                position,
+                person,
+                room,
+                salience,
+                value,
+            };
+            memories.extend(found?.into_iter().map(memory).filter(|memory| memory.position <= last));
+        }
+        if memories.len() > memories_max {
+            memories.sort_unstable_by(|one, other| other.fades_before(one));
+            memories.truncate(memories_max);
+        }
+        memories.sort_unstable_by_key(|memory| memory.position);
+        Ok(memories)
+    }
+
+    /// Lets go of the memories up to a position that are too many.
+    async fn fade(&self, conversation: &str, last: i64, memories_max: usize) -> Result<(), HistoryError> {
+        let (keyspace, statements) = (&self.0.keyspace, &self.0.statements);
+        let read = |bucket: i64| keyspace.read::<(i64, f32)>(&statements.saliences, (conversation.to_owned(), bucket));
+        let mut reads = stream::iter((0..=bucket(last)).map(read)).buffered(READS_MAX);
+        let mut known: Vec<(i64, f32)> = Vec::new();
+        while let Some(found) = reads.next().await {
+            known.extend(found?);
+        }
+        let beyond = known.len().saturating_sub(memories_max);
+        known.sort_unstable_by(|(at, one), (other_at, other)| one.total_cmp(other).then(at.cmp(other_at)));
+        let erase = |(position, _): &(i64, f32)| {
+            keyspace.write(&statements.erase_memory, (conversation.to_owned(), bucket(*position), *position))
+        };
+        all(known[..beyond].iter().map(erase).collect()).await?;
+        Ok(())
     }
 
     /// Position, time and speaker of the turns of a bucket.

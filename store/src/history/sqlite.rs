@@ -2,13 +2,12 @@
 //!
 //! Conversations are named once and numbered, so that the index of turns stays small.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Conversation, Cursor, HistoryError, PAGE_MAX, Page, Row};
+use super::{Conversation, Cursor, HistoryError, Kept, Mark, Memory, PAGE_MAX, Page, Row};
 use crate::Durability;
 use crate::sqlite::{Database, Layout};
 
@@ -46,6 +45,18 @@ static LAYOUT: Layout = Layout {
             conversation INTEGER NOT NULL,
             PRIMARY KEY (person, conversation)
         ) STRICT, WITHOUT ROWID;",
+        "
+        CREATE TABLE memories (
+            conversation INTEGER NOT NULL,
+            position INTEGER NOT NULL,
+            person TEXT,
+            room INTEGER NOT NULL,
+            salience REAL NOT NULL,
+            value BLOB NOT NULL,
+            PRIMARY KEY (conversation, position)
+        ) STRICT;
+        CREATE INDEX memories_that_fade ON memories (conversation, salience, position);
+        ALTER TABLE conversations ADD COLUMN erasures INTEGER NOT NULL DEFAULT 0;",
     ],
 };
 
@@ -77,16 +88,19 @@ impl Sqlite {
     }
 
     /// See [`super::History::upsert`].
-    pub(super) async fn keep(
-        &self,
-        rows: Arc<[Row]>,
-        topic: &'static str,
-        reached: Arc<BTreeMap<i32, i64>>,
-    ) -> Result<(), HistoryError> {
+    pub(super) async fn keep(&self, kept: Kept, memories_max: usize) -> Result<(), HistoryError> {
+        let Kept { rows, memories, topic, reached } = kept;
         self.database
             .write(move |transaction| {
                 for row in &*rows {
                     upsert(transaction, row)?;
+                }
+                for memory in &*memories {
+                    remember(transaction, memory)?;
+                }
+                let grown: BTreeSet<&str> = memories.iter().map(|memory| memory.conversation.as_str()).collect();
+                for conversation in grown {
+                    fade(transaction, conversation, memories_max)?;
                 }
                 let mut statement = transaction.prepare_cached("INSERT OR REPLACE INTO reached VALUES (?1, ?2, ?3)")?;
                 for (partition, next) in &*reached {
@@ -180,16 +194,93 @@ impl Sqlite {
             .await
     }
 
+    /// See [`super::History::memories`].
+    pub(super) async fn memories(&self, conversation: &str, memories_max: usize) -> Result<Vec<Memory>, HistoryError> {
+        let conversation = conversation.to_owned();
+        self.database
+            .read(move |transaction| {
+                // The bound may have been lowered since they were written.
+                let mut statement = transaction.prepare_cached(
+                    "SELECT position, person, room, salience, value FROM memories
+                     WHERE conversation = (SELECT number FROM conversations WHERE conversation = ?1)
+                     ORDER BY salience DESC, position DESC LIMIT ?2",
+                )?;
+                let rows = statement.query_map(params![conversation, memories_max], |row| {
+                    let salience: f64 = row.get(3)?;
+                    Ok(Memory {
+                        conversation: conversation.clone(),
+                        position: row.get(0)?,
+                        person: row.get(1)?,
+                        room: row.get(2)?,
+                        salience: salience as f32,
+                        value: row.get(4)?,
+                    })
+                })?;
+                let mut memories: Vec<Memory> = rows.collect::<Result<_, _>>()?;
+                memories.sort_unstable_by_key(|memory| memory.position);
+                Ok(memories)
+            })
+            .await
+    }
+
+    /// See [`super::History::mark`].
+    pub(super) async fn mark(&self, conversation: &str) -> Result<Option<Mark>, HistoryError> {
+        let conversation = conversation.to_owned();
+        self.database
+            .read(move |transaction| {
+                let mut statement = transaction
+                    .prepare_cached("SELECT last_position, erasures FROM conversations WHERE conversation = ?1")?;
+                let mark = |row: &rusqlite::Row<'_>| Ok(Mark { last_position: row.get(0)?, erasures: row.get(1)? });
+                Ok(statement.query_row([conversation], mark).optional()?)
+            })
+            .await
+    }
+
+    /// See [`super::History::conversations_of`].
+    pub(super) async fn conversations_of(&self, person: &str) -> Result<Vec<String>, HistoryError> {
+        let person = person.to_owned();
+        self.database
+            .read(move |transaction| {
+                let mut statement = transaction.prepare_cached(
+                    "SELECT conversations.conversation FROM people
+                     JOIN conversations ON conversations.number = people.conversation
+                     WHERE person = ?1 ORDER BY last_at DESC LIMIT ?2",
+                )?;
+                let names = statement.query_map(params![person, PAGE_MAX], |row| row.get(0))?;
+                Ok(names.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    /// See [`super::History::erase_turns`].
+    pub(super) async fn erase_turns(&self, conversation: &str, positions: Vec<i64>) -> Result<u64, HistoryError> {
+        let conversation = conversation.to_owned();
+        self.database
+            .write(move |transaction| {
+                let Some(number) = number(transaction, &conversation)? else { return Ok(0) };
+                let mut turns = 0;
+                let mut turn =
+                    transaction.prepare_cached("DELETE FROM turns WHERE conversation = ?1 AND position = ?2")?;
+                let mut memory =
+                    transaction.prepare_cached("DELETE FROM memories WHERE conversation = ?1 AND position = ?2")?;
+                transaction.execute("UPDATE conversations SET erasures = erasures + 1 WHERE number = ?1", [number])?;
+                for position in positions {
+                    turns += turn.execute([number, position])? as u64;
+                    memory.execute([number, position])?;
+                }
+                Ok(turns)
+            })
+            .await
+    }
+
     /// See [`super::History::erase_conversation`].
     pub(super) async fn erase_conversation(&self, conversation: &str) -> Result<u64, HistoryError> {
         let conversation = conversation.to_owned();
         self.database
             .write(move |transaction| {
-                let number = "SELECT number FROM conversations WHERE conversation = ?1";
-                let number: Option<i64> =
-                    transaction.query_row(number, [&conversation], |row| row.get(0)).optional()?;
-                let Some(number) = number else { return Ok(0) };
+                let Some(number) = number(transaction, &conversation)? else { return Ok(0) };
                 let turns = transaction.execute("DELETE FROM turns WHERE conversation = ?1", [number])?;
+                transaction.execute("DELETE FROM memories WHERE conversation = ?1", [number])?;
                 transaction.execute("DELETE FROM people WHERE conversation = ?1", [number])?;
                 transaction.execute("DELETE FROM conversations WHERE number = ?1", [number])?;
                 Ok(turns as u64)
@@ -205,6 +296,12 @@ impl Sqlite {
                 let turns = "DELETE FROM turns WHERE person = ?1
                              AND conversation IN (SELECT conversation FROM people WHERE person = ?1)";
                 let turns = transaction.execute(turns, [&person])?;
+                let memories = "DELETE FROM memories WHERE person = ?1
+                                AND conversation IN (SELECT conversation FROM people WHERE person = ?1)";
+                transaction.execute(memories, [&person])?;
+                let noted = "UPDATE conversations SET erasures = erasures + 1
+                             WHERE number IN (SELECT conversation FROM people WHERE person = ?1)";
+                transaction.execute(noted, [&person])?;
                 transaction.execute("DELETE FROM people WHERE person = ?1", [&person])?;
                 Ok(turns as u64)
             })
@@ -240,6 +337,39 @@ fn upsert(transaction: &Transaction<'_>, row: &Row) -> Result<(), HistoryError> 
     turn.execute(params![number, row.position, row.id.as_bytes(), row.at, row.person, row.value])?;
     if let Some(person) = &row.person {
         transaction.prepare_cached("INSERT OR IGNORE INTO people VALUES (?1, ?2)")?.execute(params![person, number])?;
+    }
+    Ok(())
+}
+
+/// The number of a conversation; `None` if it is not known.
+fn number(transaction: &Transaction<'_>, conversation: &str) -> Result<Option<i64>, HistoryError> {
+    let mut statement = transaction.prepare_cached("SELECT number FROM conversations WHERE conversation = ?1")?;
+    Ok(statement.query_row([conversation], |row| row.get(0)).optional()?)
+}
+
+/// Keeps a memory of a turn that is kept.
+fn remember(transaction: &Transaction<'_>, memory: &Memory) -> Result<(), HistoryError> {
+    let mut statement = transaction.prepare_cached(
+        "INSERT OR REPLACE INTO memories (conversation, position, person, room, salience, value)
+         SELECT number, ?2, ?3, ?4, ?5, ?6 FROM conversations WHERE conversation = ?1",
+    )?;
+    let Memory { conversation, position, person, room, salience, value } = memory;
+    statement.execute(params![conversation, position, person, room, f64::from(*salience), value])?;
+    Ok(())
+}
+
+/// Lets go of the memories of a conversation that are too many.
+fn fade(transaction: &Transaction<'_>, conversation: &str, memories_max: usize) -> Result<(), HistoryError> {
+    let Some(number) = number(transaction, conversation)? else { return Ok(()) };
+    let mut count = transaction.prepare_cached("SELECT count(*) FROM memories WHERE conversation = ?1")?;
+    let count: i64 = count.query_row([number], |row| row.get(0))?;
+    let beyond = count.saturating_sub(i64::try_from(memories_max).unwrap_or(i64::MAX));
+    if beyond > 0 {
+        let mut statement = transaction.prepare_cached(
+            "DELETE FROM memories WHERE rowid IN
+             (SELECT rowid FROM memories WHERE conversation = ?1 ORDER BY salience, position LIMIT ?2)",
+        )?;
+        statement.execute([number, beyond])?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! What the log no longer holds is not looked at, nor what the writer has not come to yet. Memory is bounded: records are
 //! compared in batches of a thousand, and of several records of one turn in a batch the last counts, as it does for the
-//! writer.
+//! writer. A memory is written with its turn, and not compared: it may have faded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use std::time::Duration;
 use schemas::{Codec, topic};
 use serde::Serialize;
 
-use super::writer::row;
-use super::{History, HistoryError, PAGE_MAX, Page, Row};
+use super::writer::read;
+use super::{History, HistoryError, Kept, Memory, PAGE_MAX, Page, Row};
 use crate::log::{From, Kafka, LogError, Tail};
 
 /// Records that are compared at a time.
@@ -72,7 +72,7 @@ pub async fn verify(
     let ends = tail.ends_when_opened().clone();
     let mut found = Comparison::default();
     // In the order of the log, by conversation and position.
-    let mut batch: HashMap<String, BTreeMap<i64, Row>> = HashMap::new();
+    let mut batch: HashMap<String, BTreeMap<i64, (Row, Option<Memory>)>> = HashMap::new();
     let mut batched = 0;
     while tail.positions().iter().any(|(partition, next)| ends.get(partition).is_some_and(|end| next < end)) {
         let Ok(message) = tokio::time::timeout(LOOK_AGAIN, tail.next()).await else { continue };
@@ -84,11 +84,11 @@ pub async fn verify(
             found.to_come += 1;
             continue;
         }
-        let Ok(row) = row(codec, message) else {
+        let Ok((row, memory)) = read(codec, message) else {
             found.unreadable += 1;
             continue;
         };
-        batch.entry(row.conversation.clone()).or_default().insert(row.position, row);
+        batch.entry(row.conversation.clone()).or_default().insert(row.position, (row, memory));
         batched += 1;
         if batched == BATCH {
             compare(history, std::mem::take(&mut batch), mend, &mut found).await?;
@@ -102,11 +102,11 @@ pub async fn verify(
 
 async fn compare(
     history: &History,
-    batch: HashMap<String, BTreeMap<i64, Row>>,
+    batch: HashMap<String, BTreeMap<i64, (Row, Option<Memory>)>>,
     mend: bool,
     found: &mut Comparison,
 ) -> Result<(), HistoryError> {
-    let mut to_write = Vec::new();
+    let (mut to_write, mut memories) = (Vec::new(), Vec::new());
     for (conversation, wanted) in batch {
         let mut kept: HashMap<i64, Row> = HashMap::new();
         let mut sought = wanted.keys().copied().peekable();
@@ -119,7 +119,7 @@ async fn compare(
                 page.into_iter().filter(|row| wanted.contains_key(&row.position)).map(|row| (row.position, row)),
             );
         }
-        for (position, row) in wanted {
+        for (position, (row, memory)) in wanted {
             found.compared += 1;
             match kept.get(&position) {
                 Some(kept) if *kept == row => continue,
@@ -127,11 +127,13 @@ async fn compare(
                 None => found.missing += 1,
             }
             to_write.push(row);
+            memories.extend(memory);
         }
     }
     if mend && !to_write.is_empty() {
         let written = to_write.len() as u64;
-        history.keep(Arc::from(to_write), topic::TURNS_ENRICHED, Arc::default()).await?;
+        let (rows, memories) = (Arc::from(to_write), Arc::from(memories));
+        history.keep(Kept { rows, memories, topic: topic::TURNS_ENRICHED, ..Kept::default() }).await?;
         found.mended += written;
     }
     Ok(())

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{History, HistoryError, Row};
+use super::{History, HistoryError, Kept, Memory, Row};
 use crate::log::{AppendError, GroupReader, Joining, Kafka, LogError, Message, Producer, Record};
 use crate::registry::{Registry, RegistryError};
 use crate::{Pauses, Waiting};
@@ -180,14 +180,16 @@ impl Writer {
         let reached = Arc::new(reached.clone());
         let values = batch.iter().filter_map(|message| message.value.as_deref());
         self.config.registry.know::<Turn>(values, shutdown).await?;
-        let (rows, rejects) = self.sort(batch);
+        let (rows, memories, rejects) = self.sort(batch);
         for reject in &rejects {
             self.set_aside(reject, shutdown).await?;
         }
         let kept = rows.len() as u64;
-        let rows: Arc<[Row]> = Arc::from(rows);
+        let remembered = memories.len() as u64;
+        let (rows, memories) = (Arc::from(rows), Arc::from(memories));
+        let batch = Kept { rows, memories, topic: topic::TURNS_ENRICHED, reached };
         let mut patience = Patience::new(&self.config.waiting);
-        while let Err(error) = self.history.keep(Arc::clone(&rows), topic::TURNS_ENRICHED, Arc::clone(&reached)).await {
+        while let Err(error) = self.history.keep(batch.clone()).await {
             if !error.is_transient() {
                 return Err(error.into());
             }
@@ -204,22 +206,26 @@ impl Writer {
             self.spans.report(span);
         }
         self.meters.turns.add(kept, &[]);
+        self.meters.memories.add(remembered, &[]);
         self.meters.batch_turns.record(kept, &[]);
         self.meters.duration.record(started.elapsed().as_secs_f64(), &[]);
         Ok(())
     }
 
     /// Tells turns from what is none.
-    fn sort(&self, batch: Vec<Message>) -> (Vec<Row>, Vec<Reject>) {
+    fn sort(&self, batch: Vec<Message>) -> (Vec<Row>, Vec<Memory>, Vec<Reject>) {
         let mut rows = Vec::with_capacity(batch.len());
-        let mut rejects = Vec::new();
+        let (mut memories, mut rejects) = (Vec::new(), Vec::new());
         for message in batch {
-            match row(&self.codec, message) {
-                Ok(row) => rows.push(row),
+            match read(&self.codec, message) {
+                Ok((row, memory)) => {
+                    rows.push(row);
+                    memories.extend(memory);
+                }
                 Err(reject) => rejects.push(*reject),
             }
         }
-        (rows, rejects)
+        (rows, memories, rejects)
     }
 
     async fn set_aside(&self, reject: &Reject, shutdown: &CancellationToken) -> Result<(), WriterError> {
@@ -250,8 +256,8 @@ impl Writer {
     }
 }
 
-/// What is kept of an enriched turn; a reject if it is none.
-pub(super) fn row(codec: &Codec, message: Message) -> Result<Row, Box<Reject>> {
+/// What is kept of an enriched turn, and the memory of it if it is worth one; a reject if it is none.
+pub(super) fn read(codec: &Codec, message: Message) -> Result<(Row, Option<Memory>), Box<Reject>> {
     let decoded = codec.decode::<Turn>(message.value.as_deref().unwrap_or_default());
     let turn = match decoded {
         Ok(turn) => turn,
@@ -272,8 +278,33 @@ pub(super) fn row(codec: &Codec, message: Message) -> Result<Row, Box<Reject>> {
         return Err(reject(message, Reason::Invalid, detail.to_owned()));
     }
     let person = turn.person();
-    let Turn { conversation, id, at, .. } = turn;
-    Ok(Row { conversation, position, id, at, person, value: message.value.unwrap_or_default() })
+    let row = Row {
+        conversation: turn.conversation.clone(),
+        position,
+        id: turn.id,
+        at: turn.at,
+        person: person.clone(),
+        value: message.value.unwrap_or_default(),
+    };
+    Ok((row, memory(codec, turn, position, person)))
+}
+
+/// What recall needs of a turn: the words, who said them, their vector and their place.
+fn memory(codec: &Codec, turn: Turn, position: i64, person: Option<String>) -> Option<Memory> {
+    let part = turn.memory.as_ref().filter(|part| part.keep)?;
+    let (room, salience) = (part.locus.as_ref()?.room, part.salience);
+    let turn = Turn {
+        skipped: Vec::new(),
+        emotion: None,
+        personality: None,
+        dialogue: None,
+        coherence: None,
+        synesthesia: None,
+        flags: Vec::new(),
+        ..turn
+    };
+    let value = codec.encode(&turn).expect("a turn that was read can be written: it is smaller than it was");
+    Some(Memory { conversation: turn.conversation, position, person, room, salience, value })
 }
 
 fn reject(message: Message, reason: Reason, detail: String) -> Box<Reject> {
@@ -364,6 +395,7 @@ impl Drop for Patience<'_> {
 
 struct Meters {
     turns: Counter<u64>,
+    memories: Counter<u64>,
     rejects: Counter<u64>,
     batch_turns: Histogram<u64>,
     duration: Histogram<f64>,
@@ -378,6 +410,10 @@ impl Meters {
         }
         Meters {
             turns: meter.u64_counter("undertone.history.turns").with_description("Turns kept.").build(),
+            memories: meter
+                .u64_counter("undertone.history.memories")
+                .with_description("Memories kept; some may have faded since.")
+                .build(),
             rejects,
             batch_turns: meter
                 .u64_histogram("undertone.history.batch.turns")

@@ -56,7 +56,8 @@ impl Databases {
                 History::on_scylla(self.scylla(config).await?, days).await
             }
         };
-        history.context("open the history (settings: [history])")
+        let history = history.context("open the history (settings: [history])")?;
+        Ok(history.remembering(config.memory.conversation_max))
     }
 
     /// Opens the contexts.

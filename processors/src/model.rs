@@ -71,6 +71,15 @@ impl Default for Options {
     }
 }
 
+/// Hands back to the system what reading and checking the files has taken: a fifth of the process, which glibc would keep.
+fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// All models of a pipeline.
 #[derive(Debug)]
 pub struct Models {
@@ -124,6 +133,7 @@ impl Models {
         let (encoder, words, expression) = (encoder?, words?, expression?);
         let (personality, dialogue, coherence, vad, colours) = (personality?, dialogue?, coherence?, vad?, colours?);
         let density = options.density;
+        give_back();
         Ok(Arc::new(Models {
             encoder,
             words,

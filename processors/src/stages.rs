@@ -8,6 +8,7 @@ mod emotion;
 mod encode;
 mod memo;
 mod personality;
+pub mod self_harm;
 mod synesthesia;
 
 use std::sync::Arc;

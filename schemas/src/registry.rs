@@ -123,6 +123,7 @@ pub const REGISTERED: &[Registered] = history! {
     18 Turn 4 "turn.4.avsc";
     19 MemorySlice 1 "memory_slice.1.avsc";
     20 Turn 5 "turn.5.avsc";
+    21 EncodeSlice 2 "encode_slice.2.avsc";
 };
 
 /// The version that is written today.

@@ -20,6 +20,9 @@ pub struct Sequence {
 pub struct EncodeSlice {
     /// One for each embedding model.
     pub spaces: Vec<Space>,
+    /// Turns to come that carry the flag [`crate::turn::SELF_HARM_WORDS`], because of what was said lately.
+    #[serde(default)]
+    pub flagged: i32,
 }
 
 /// The vectors of one embedding model; those of different models are never mixed.

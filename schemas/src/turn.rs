@@ -8,6 +8,9 @@ use uuid::Uuid;
 
 use crate::part::{Coherence, Dialogue, Emotion, Encoding, Memory, Personality, Synesthesia, Tier};
 
+/// Flag of a turn in which, or lately before which, words of self-harm were said: words of a list, and no finding.
+pub const SELF_HARM_WORDS: &str = "self_harm_words";
+
 /// Where a turn stands: what of a [`Turn`] tells who wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TurnHead {

@@ -1,18 +1,21 @@
-//! Stage `encode`: the text's place in an embedding space, and its language.
+//! Stage `encode`: the text's place in an embedding space, its language, and whether words of self-harm were said lately.
 //!
 //! Promises: full tier by the transformer, fast tier by static embeddings, each a pure function of the text; a text with
 //! nothing in it is skipped as `empty_text`. The slice holds the last embeddings by model, [`RECENT_MAX`] of each of the
 //! [`SPACES_MAX`] models that spoke last, so that vectors of different models are never mixed. A text of the fast tier
-//! without a known token has the zero vector, which says nothing and is not folded. Leaves out: what vectors mean.
+//! without a known token has the zero vector, which says nothing and is not folded. A turn with words of self-harm
+//! ([`self_harm`]) and the turns after it carry [`SELF_HARM_WORDS`], [`self_harm::FLAGGED_TURNS`] in all, whoever speaks;
+//! later stages and readers act on that. Leaves out: what vectors mean.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use schemas::slice::{EncodeSlice, Space};
+use schemas::turn::SELF_HARM_WORDS;
 use schemas::{Embedding, Encoding, Tier, Turn};
 
 use super::memo::Memo;
-use super::{note, reason};
+use super::{note, reason, self_harm};
 use crate::language::{self, Detected};
 use crate::model::Models;
 use crate::model::ngram::{self, Normalised};
@@ -103,7 +106,21 @@ impl Stage for Encode {
             let model = format!("{}@{}", encoding.provenance.model, encoding.provenance.version);
             remember(slice, model, encoding.embedding.clone());
         }
+        flag(slice, turn);
         Ok(())
+    }
+}
+
+/// Marks a turn in which, or lately before which, words of self-harm were said. The text alone says so, so that a context
+/// that is rebuilt from enriched turns is the same.
+fn flag(slice: &mut EncodeSlice, turn: &mut Turn) {
+    if self_harm::stands_in(&turn.text) {
+        slice.flagged = self_harm::FLAGGED_TURNS;
+    }
+    turn.flags.retain(|flag| flag != SELF_HARM_WORDS);
+    if slice.flagged > 0 {
+        turn.flags.push(SELF_HARM_WORDS.to_owned());
+        slice.flagged -= 1;
     }
 }
 
@@ -126,6 +143,25 @@ fn forget<T>(items: &mut Vec<T>, kept: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_flag_stands_for_so_many_turns_and_is_folded_again_alike() {
+        let mut slice = EncodeSlice::default();
+        let mut said = |text: &str| {
+            let mut turn = Turn::message("s", "c", "p", "1", text, 0);
+            flag(&mut slice, &mut turn);
+            let mut again = (slice.clone(), turn.clone());
+            again.0.flagged += i32::from(!turn.flags.is_empty());
+            flag(&mut again.0, &mut again.1);
+            assert_eq!((&again.0, &again.1), (&slice, &turn), "an enriched turn is folded as it was");
+            !turn.flags.is_empty()
+        };
+        assert!(!said("hello"));
+        assert!(said("I want to die"));
+        let after = (1..self_harm::FLAGGED_TURNS).filter(|_| said("and how are you?")).count();
+        assert_eq!(after as i32, self_harm::FLAGGED_TURNS - 1);
+        assert!(!said("and now?"));
+    }
 
     #[test]
     fn slice_keeps_the_last_embeddings_of_the_last_two_models() {

@@ -4,13 +4,15 @@
 //! a turn ([`schemas::Consent`]) and counts for its sender in its conversation from then on; withdrawn, the statistics go at
 //! once. They are sums, so that those of several conversations add up where they are read. Under [`WORDS_MIN`] words there
 //! are no traits. At most [`PERSONS_MAX`] people of a conversation are known: one more pushes out who has been silent
-//! longest, consent and statistics alike, and they may consent again. Bots are never profiled. Leaves out: merging
+//! longest, consent and statistics alike, and they may consent again. Bots are never profiled. Under [`SELF_HARM_WORDS`] there
+//! is no style: nobody is to be adapted to then. Leaves out: merging
 //! conversations, which is for readers ([`Statistics::add`]).
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use schemas::slice::{Person, PersonalitySlice, Statistics};
+use schemas::turn::SELF_HARM_WORDS;
 use schemas::{Evidence, Personality, Turn};
 
 use super::{is_foreign, note, reason};
@@ -110,7 +112,8 @@ impl Stage for Personalities {
         part.words = statistics.words;
         part.not_enough = statistics.words < WORDS_MIN;
         part.traits = (!part.not_enough).then(|| model.traits(tier, statistics));
-        part.style = Some(model.style(statistics));
+        let flagged = turn.flags.iter().any(|flag| flag == SELF_HARM_WORDS);
+        part.style = (!flagged).then(|| model.style(statistics));
         Ok(())
     }
 }

@@ -334,7 +334,7 @@ mod tests {
         check(&SynesthesiaSlice { turns: 2, palette, ..SynesthesiaSlice::default() });
         check(&EmotionSlice { ekman: vec![0.5; 7], valence: f64::NAN, ..EmotionSlice::default() });
         let recent = vec![Embedding::quantise(&[0.5; 256]), Embedding::quantise(&[0.0; 4])];
-        check(&EncodeSlice { spaces: vec![Space { model: "m@1".to_owned(), recent }] });
+        check(&EncodeSlice { spaces: vec![Space { model: "m@1".to_owned(), recent }], flagged: 3 });
     }
 
     #[test]

@@ -64,6 +64,7 @@ fn turn_json(turn: &Turn) -> anyhow::Result<String> {
         "encoding": value["encoding"], "emotion": value["emotion"],
         "personality": value["personality"], "dialogue": value["dialogue"],
         "coherence": value["coherence"], "synesthesia": value["synesthesia"],
+        "flags": value["flags"],
     });
     Ok(parts.to_string())
 }
@@ -138,6 +139,9 @@ fn turn_text(turn: &Turn, colour: bool) -> String {
     if let Some(part) = &turn.synesthesia {
         text += &super::synesthesia::described(part, colour);
         text += &format!("  {dim}model      {}{end}\n", provenance(&part.provenance));
+    }
+    for flag in &turn.flags {
+        text += &format!("  flag       {}: words that were found, no diagnosis; a person should look\n", flag);
     }
     for skipped in &turn.skipped {
         text += &format!("  {:<10} absent: {}\n", skipped.stage, skipped.reason);

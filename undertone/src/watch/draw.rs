@@ -87,6 +87,8 @@ fn turn_lines(turn: &Seen, width: usize) -> Vec<Line<'static>> {
     }
     let mut lines = vec![Line::from(head)];
     lines.extend(wrap(&plain(&turn.text), width.saturating_sub(2)).into_iter().map(|l| Line::from(format!("  {l}"))));
+    // For a person to look at: words that were found, nothing that is known of who said them.
+    lines.extend(turn.flags.iter().map(|flag| Line::from(format!("  !{}", plain(flag)).red().bold())));
     lines
 }
 
@@ -223,6 +225,7 @@ mod tests {
                     { "name": "weather", "out_of_scope": false }, { "name": "alarm", "out_of_scope": true },
                 ] },
                 "coherence": { "score": 0.5, "shift": i == 1 },
+                "flags": if i == 1 { vec!["self_harm_words"] } else { vec![] },
             });
             view.apply(News::Turn(serde_json::from_value(turn).unwrap()));
         }
@@ -242,6 +245,7 @@ mod tests {
             "weather",
             "new topic",
             "▅",
+            "!self_harm_words",
         ];
         for wanted in said.into_iter().chain(["█", "mood +0.00", "trend -0.10", "0.50"]) {
             assert!(screen.contains(wanted), "{wanted} is missing:\n{screen}");

@@ -39,6 +39,7 @@ impl Told {
 fn turn_line(turn: &Seen) -> String {
     let position = turn.position.map_or_else(|| "–".to_owned(), |p| p.to_string());
     let mut line = format!("{} {position} {}: {}", plain(&turn.conversation), plain(turn.speaker()), plain(&turn.text));
+    line += &turn.flags.iter().map(|flag| format!("  !{}", plain(flag))).collect::<String>();
     let Some(emotion) = &turn.emotion else { return line };
     let top: Vec<String> = emotion.top(3).iter().map(|(label, p)| format!("{label} {p:.2}")).collect();
     line += &format!("  [{}; valence {:+.2}", top.join(", "), emotion.valence);

@@ -33,6 +33,9 @@ pub struct Seen {
     /// How it hangs together with what went before.
     #[serde(default)]
     pub coherence: Option<Hanging>,
+    /// What a person should look at.
+    #[serde(default)]
+    pub flags: Vec<String>,
 }
 
 /// Who speaks.

@@ -77,6 +77,15 @@ fn consent_counts_for_its_sender_alone_and_ends_with_all_that_was_gathered() {
 }
 
 #[test]
+fn nobody_is_adapted_to_under_the_flag_of_self_harm() {
+    let flagged = Turn { flags: vec![SELF_HARM_WORDS.to_owned()], ..said("ann", false, WORDS, Tier::Fast) };
+    let free = said("ann", false, WORDS, Tier::Fast);
+    let (turns, _) = run(vec![consents("ann", true), flagged, free]);
+    let style = |turn: &Turn| turn.personality.as_ref().map(|part| (part.words, part.style.is_some()));
+    assert_eq!([style(&turns[1]), style(&turns[2])], [Some((15, false)), Some((30, true))]);
+}
+
+#[test]
 fn bots_and_the_nameless_cannot_consent() {
     let mut bot = consents("helper", true);
     bot.sender.as_mut().unwrap().bot = true;

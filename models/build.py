@@ -2,7 +2,7 @@
 
     python3 models/build.py --data DIR [--work .cache/models] [STEP…]
 
-Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, slots, actions, synesthesia, coherence, cards; without a name all
+Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, slots, actions, synesthesia, coherence, dreams, cards; without a name all
 of them. Promises: says what it does; embeddings, the slow part, are kept in the work folder by the checksums of what they
 depend on, so that a run that was cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
 Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import time
 from functools import cached_property
@@ -45,6 +46,7 @@ STATIC_TOKENS_MAX = 512
 CALIBRATION, CHECK = 300, 600
 CHAT, GOLDEN = 2000, 500
 PEOPLE = 120
+DREAM_PARTS, DREAM_NET = 120, {"width": 256, "heads": 4, "hidden": 1024, "layers": 4, "bits": 16}
 
 
 def rows_of(path):
@@ -307,6 +309,12 @@ def step_actions(build):
     actions.golden(data, folder, MODELS / "golden/actions.jsonl", rows["fast"], texts)
 
 
+def step_dreams(build):
+    """Prepare, label, train (some thirteen hours on one free core for the 120 parts that the schedule is made for; it goes on where it was cut), export."""
+    for script, *rest in (("dreams.py", "prepare"), ("dream_labels.py",), ("dreams.py", "train", "--parts", str(DREAM_PARTS), "--net", json.dumps(DREAM_NET)), ("dream_export.py", "--kinds", "dynamic")):
+        subprocess.run([sys.executable, MODELS / "train" / script, *rest, "--data", build.folder, "--work", build.work / "dreams"], check=True)
+
+
 def step_cards(build):
     package = lambda p: {"package": p.name, "version": p.version, "sha256": p.sha256, "weights_sha256": p.weights_sha256}
     card.write(MODELS, "encoder", source=package(sources.ENCODER), measured=build.noted("encoder"))
@@ -327,7 +335,7 @@ def step_cards(build):
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
          (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_slots, step_actions,
-          step_synesthesia, step_coherence, step_cards)}
+          step_synesthesia, step_coherence, step_dreams, step_cards)}
 
 
 def main():

@@ -9,6 +9,8 @@ const HUES = 6;              // colours of names: --who-0 and so on
 const EMOTION_MIN = 0.1;     // probability below which a bar says nothing
 const COMMON_ACT = "inform"; // goes without saying
 const TURNING = { escalating: "tension rises", relieved: "relief" };
+// Words that were found, nothing that is known of who said them.
+const FLAGS = { self_harm_words: "words of self-harm lately: please look" };
 const RETRY_FIRST_MS = 250;
 const RETRY_LONGEST_MS = 5000;
 const LIST_EVERY_MS = 5000;
@@ -20,6 +22,7 @@ const [select, state, list, empty, scroller, newest] =
 let turns = [];              // shown, the oldest first
 let speakers = [];           // in the order of their first turn: sides of the page
 let conversation = null;
+let dreams = 0;              // asked for on this visit: seeds
 let generation = 0;          // grows with every choice; what belongs to an older one is dropped
 
 function say(name, text) {
@@ -115,7 +118,7 @@ function whyNot(turn) {
 
 // What else was read from a turn, in a few words: where the mood turns or the topic changes, what the words do, what is wanted.
 function tags(turn) {
-  const said = [];
+  const said = (turn.flags || []).map((flag) => [FLAGS[flag] || flag, "flag"]);
   const turning = turn.emotion?.mood?.turning;
   if (turning) said.push([TURNING[turning] || turning, `turning ${turning}`]);
   if (turn.coherence?.shift) said.push(["new topic", "topic"]);
@@ -178,6 +181,41 @@ function strip(known) {
     ? `Coherence of ${told.length} turns, now ${told.at(-1).score.toFixed(2)}; ${told.filter((part) => part.shift).length} of them begin a new topic` : "Coherence of the turns: no turns yet";
 }
 
+// A dream at the end of the conversation, made when it is asked for; each press asks for another one.
+async function dream() {
+  const [mine, button, box] = [generation, byId("dream-button"), byId("dreamt")];
+  button.disabled = true;
+  button.textContent = "dreaming …";
+  let lines = [], told = "", colours = [];
+  try {
+    const response = await fetch(`/v1/conversations/${encodeURIComponent(conversation)}/dream?seed=${++dreams}`);
+    const answer = await response.json();
+    if (response.ok) {
+      lines = answer.dream.text.split("\n");
+      colours = answer.dream.palette.map((swatch) => swatch.colour);
+      told = [...answer.dream.steering.map((wish) => wish.split(" ").at(-1)), ...answer.dream.about].join(" · ");
+    } else {
+      told = `${answer.title}: ${answer.detail}; ${answer.mend}`;
+    }
+  } catch (error) {
+    console.warn(error);
+    told = "The dream did not come; try again.";
+  }
+  button.disabled = false;
+  button.textContent = "Dream again";
+  if (mine !== generation) return;
+  box.hidden = false;
+  box.style.borderImage = colours.length > 1 ? `linear-gradient(${colours.join(", ")}) 1` : "";
+  box.replaceChildren(...lines.map((line) => element("p", "verse", line)), element("p", "told", told));
+  box.scrollIntoView({ block: "end" });
+}
+
+function forgetDream() {
+  byId("dreamt").hidden = true;
+  byId("dream-button").textContent = "Dream";
+  byId("dream").hidden = turns.length === 0;
+}
+
 function atEnd() {
   return scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
 }
@@ -198,6 +236,7 @@ function show(turn) {
     list.querySelector("li.turn").remove();
   }
   empty.hidden = true;
+  byId("dream").hidden = false;
   draw();
   if (stay) newest.hidden = false;
   else toEnd();
@@ -208,6 +247,7 @@ function showPage(page) {
   speakers = [];
   list.replaceChildren(...turns.map(bubble));
   empty.hidden = turns.length > 0;
+  forgetDream();
   draw();
   toEnd();
 }
@@ -324,6 +364,7 @@ async function keepList() {
 
 select.addEventListener("change", () => { select.blur(); choose(select.value); });
 newest.addEventListener("click", toEnd);
+byId("dream-button").addEventListener("click", dream);
 scroller.addEventListener("scroll", () => {
   scroller.classList.toggle("beneath", scroller.scrollTop > 4);
   if (atEnd()) newest.hidden = true;

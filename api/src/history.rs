@@ -232,7 +232,7 @@ fn read_cursor<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()
 }
 
-fn get<'q>(query: &'q [(String, String)], name: &str) -> Option<&'q str> {
+pub(crate) fn get<'q>(query: &'q [(String, String)], name: &str) -> Option<&'q str> {
     query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
@@ -248,7 +248,7 @@ fn bad_cursor() -> Problem {
 }
 
 /// Sees to it that the turns can be read: one that a newer release wrote may need the schema registry.
-async fn know(shared: &Shared, turns: &[Arc<Kept>]) -> Result<(), Problem> {
+pub(crate) async fn know(shared: &Shared, turns: &[Arc<Kept>]) -> Result<(), Problem> {
     let known = shared.registry.know_now::<Turn>(turns.iter().map(|turn| turn.value.as_slice())).await;
     known.map_err(|error| {
         tracing::warn!(%error, "a turn in history has a schema that is not known");
@@ -257,7 +257,7 @@ async fn know(shared: &Shared, turns: &[Arc<Kept>]) -> Result<(), Problem> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is called by map_err")]
-fn unavailable(error: HistoryError) -> Problem {
+pub(crate) fn unavailable(error: HistoryError) -> Problem {
     tracing::warn!(%error, "history could not be read");
     Problem::history_unavailable()
 }

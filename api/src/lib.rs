@@ -11,6 +11,7 @@
 #![warn(clippy::unwrap_used)]
 
 mod command;
+mod dream;
 mod farewell;
 mod feed;
 mod firehose;
@@ -36,7 +37,7 @@ mod sse;
 mod stream;
 mod view;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -49,6 +50,7 @@ use store::registry::Registry;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use dream::{Dreams, Dreamt, NoDream};
 use feed::FeedError;
 use hub::Hub;
 use meters::Meters;
@@ -174,6 +176,7 @@ pub(crate) struct Shared {
     registry: Registry,
     meters: Arc<Meters>,
     streams: Arc<Semaphore>,
+    dreams: OnceLock<Arc<dyn Dreams>>,
     shutdown: CancellationToken,
 }
 
@@ -232,6 +235,7 @@ pub struct Api {
     router: Router,
     failure: watch::Receiver<Option<Failure>>,
     pages: Arc<Tally>,
+    shared: Arc<Shared>,
     _end: DropGuard,
 }
 
@@ -265,6 +269,7 @@ impl Api {
             codec: Arc::clone(registry.codec()),
             registry,
             meters: Arc::new(Meters::new(meter)),
+            dreams: OnceLock::new(),
             shutdown: shutdown.clone(),
         });
         let (failed, failure) = watch::channel(None);
@@ -290,13 +295,18 @@ impl Api {
         // The sender is dropped when it is done, or failed. Late turns are sent as those that are new.
         drop(tokio::time::timeout(FILL_WITHIN, is_filled).await);
         let pages = shared.history.tally();
-        Ok(Api { router: router::build(shared), failure, pages, _end: shutdown.drop_guard() })
+        Ok(Api { router: router::build(Arc::clone(&shared)), failure, pages, shared, _end: shutdown.drop_guard() })
     }
 
     /// The paths; unknown ones are answered by a problem detail, so that no other router merged with it may have a
     /// fallback.
     pub fn router(&self) -> Router {
         self.router.clone()
+    }
+
+    /// Lets dreams be made by this, from now on; without, they are answered as unavailable. Only the first call counts.
+    pub fn dream_by(&self, dreams: Arc<dyn Dreams>) {
+        let _ = self.shared.dreams.set(dreams);
     }
 
     /// Who answered how many questions for pages, from the start on.

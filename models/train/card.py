@@ -65,6 +65,13 @@ FAMILIES = {
             "colours.safetensors": ([], ["bias", "bucket", "colours", "hidden", "hidden_bias", "idf", "mean", "out", "places", "rows", "scale", "share", "sharpness", "skip", "space", "space_middle"]),
         },
     },
+    "dreams": {
+        "model": "undertone-dreams", "version": "1", "licence": "Apache-2.0",
+        "files": {
+            "decoder.onnx": (["piece", "pair", "triple", "position", "keys", "values"], ["logits", "keys_out", "values_out"]),
+            "decoder.json": ([], []), "tokenizer.json": ([], []),
+        },
+    },
     "vad": {
         "model": "undertone-vad", "version": "2", "licence": "CC-BY-SA-4.0",
         "files": {"vad.safetensors": ([], [f"{tier}.{name}" for tier in ("fast", "full") for name in ("bias", "share", "weight")] + [f"ngram.{name}" for name in ("bias", "idf", "weight", "weight_scale")])},

@@ -9,6 +9,7 @@ mod bootstrap;
 mod coherence;
 mod dialogues;
 mod color;
+mod dreams;
 mod emotion;
 mod figures;
 mod intent;
@@ -53,6 +54,7 @@ pub const TASKS: &[&dyn Task] = &[
     &shift::ShiftTask,
     &segmentation::SegmentationTask,
     &color::ColorTask,
+    &dreams::DreamsTask,
 ];
 
 /// One thing that models are asked to tell, and how well they do.
@@ -94,6 +96,10 @@ pub struct Choices {
     pub examples: Option<PathBuf>,
     /// A file of the actions of tasks, beside the shipped ones.
     pub actions: Option<PathBuf>,
+    /// The lines that the dream decoder was trained on, to look for copies.
+    pub training: Vec<u8>,
+    /// Conversations to dream of, JSON lines.
+    pub conversations: Vec<u8>,
     /// The language of texts that name none, as an ISO 639-3 code.
     pub language: Option<String>,
 }

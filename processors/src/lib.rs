@@ -19,6 +19,7 @@ mod meters;
 mod spans;
 pub mod model;
 pub mod language;
+pub mod dreams;
 mod wide;
 pub mod eval;
 

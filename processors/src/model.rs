@@ -26,7 +26,7 @@ pub mod wanted;
 mod weigher;
 pub mod wordpiece;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
@@ -93,6 +93,8 @@ pub struct Models {
     vad: Option<Vad>,
     colours: Colours,
     cores: Cores,
+    /// Where the families lie, and the library.
+    places: (PathBuf, PathBuf),
 }
 
 impl Models {
@@ -145,6 +147,7 @@ impl Models {
             vad,
             colours,
             cores,
+            places: (dir.to_owned(), onnxruntime.to_owned()),
         }))
     }
 
@@ -191,6 +194,11 @@ impl Models {
     /// Which colour words have.
     pub fn colours(&self) -> &Colours {
         &self.colours
+    }
+
+    /// The folder of the families, and the ONNX Runtime library: for what is loaded apart from the stages.
+    pub fn places(&self) -> (&Path, &Path) {
+        (&self.places.0, &self.places.1)
     }
 
     /// The cores that models may use.

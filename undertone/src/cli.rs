@@ -4,6 +4,7 @@
 mod bench;
 mod commands;
 mod doctor;
+mod dream;
 mod eval;
 mod history;
 mod intents;
@@ -102,6 +103,8 @@ enum Command {
     },
     /// Show a text as a palette, a sound and a texture; draw it, and play it into a file.
     Synesthesia(Synesthesia),
+    /// Dream: a few lines of verse, in a feeling, or in the mood of a conversation.
+    Dream(Dream),
     /// Score the models on labelled texts, beside a simpler model on the same texts.
     Eval(Eval),
     /// Check the intents that you name by examples.
@@ -175,6 +178,12 @@ struct Eval {
     /// Language of the texts, as an ISO 639-3 code, for language; that of each line if absent.
     #[arg(long, value_name = "CODE")]
     language: Option<String>,
+    /// Lines that the decoder was trained on, to count copies, for dreams.
+    #[arg(long, value_name = "FILE")]
+    train: Option<PathBuf>,
+    /// Conversations to dream of, for dreams; JSON lines as for coherence.
+    #[arg(long, value_name = "FILE")]
+    conversations: Option<PathBuf>,
     /// One JSON object, rather than a table.
     #[arg(long)]
     json: bool,
@@ -195,6 +204,26 @@ struct Synesthesia {
     #[arg(long, value_enum, default_value_t = TierChoice::Full)]
     tier: TierChoice,
     /// One JSON object, rather than words.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What to dream of, and how often.
+#[derive(Debug, Args)]
+struct Dream {
+    /// A feeling: one of the 28 of stage emotion.
+    #[arg(long, value_name = "NAME", value_parser = schemas::GoEmotions::LABELS)]
+    emotion: Option<String>,
+    /// A conversation of the history, for its mood, its colours and its words.
+    #[arg(long, value_name = "ID", conflicts_with = "emotion")]
+    conversation: Option<String>,
+    /// How many dreams.
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    count: u64,
+    /// The same seed gives the same dreams.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// One JSON object a dream, rather than its lines.
     #[arg(long)]
     json: bool,
 }
@@ -304,6 +333,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             models::analyze(&settings.load()?, &texts, tier.into(), json, consent)
         }
         Command::Synesthesia(args) => synesthesia::synesthesia(&settings.load()?, &args),
+        Command::Dream(args) => dream::dream(&settings.load()?, &args),
         Command::Eval(eval) => eval::eval(&settings.load()?, &eval),
         Command::Intents(command) => intents::intents(&settings.load()?, command),
         Command::Contexts(ContextsCommand::Show { conversation }) => {

@@ -4,6 +4,7 @@
 //! the environment over it. This module reads no clock and opens no port; it touches the disk only to read the file
 //! that it was given, the files that hold secrets, and certificates.
 
+mod dreams;
 mod kafka;
 mod load;
 mod redis;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use secrecy::SecretString;
 use serde::Deserialize;
 
+pub use dreams::{Dreams, DreamsBy, Generator};
 pub use kafka::{Kafka, Protocol};
 pub use load::{DEFAULT, Error, load, table};
 pub use redis::{Redis, RedisKind};
@@ -64,6 +66,10 @@ pub struct Config {
     pub redis: Redis,
     /// Whose ids schemas have.
     pub registry: Registry,
+    /// Who dreams, and what is never said.
+    pub dreams: Dreams,
+    /// An endpoint that writes.
+    pub generator: Generator,
     /// Where models are.
     pub models: Models,
     /// How a stop goes.
@@ -540,6 +546,7 @@ impl Config {
             );
         }
         self.registry.check()?;
+        self.generator.check(&self.dreams)?;
         self.kafka.check()?;
         self.check_names()?;
         self.check_bots()

@@ -23,3 +23,4 @@ pub mod top;
 pub mod demo;
 pub mod capacity;
 pub mod synesthesia;
+pub mod dreaming;

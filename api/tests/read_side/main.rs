@@ -1,5 +1,6 @@
 //! The read side over real sockets, in front of an embedded log and history: what clients are promised.
 
+mod dreams;
 mod guard;
 mod pages;
 mod registry;

@@ -32,7 +32,7 @@ const SEED: u64 = 1;
 pub(super) struct CoherenceTask;
 
 #[derive(Deserialize)]
-struct Line {
+pub(super) struct Line {
     #[serde(default)]
     turns: Vec<Said>,
     #[serde(default)]
@@ -47,7 +47,7 @@ enum Said {
 }
 
 impl Line {
-    fn texts(self) -> Vec<String> {
+    pub(super) fn texts(self) -> Vec<String> {
         let turns = self.turns.into_iter().map(|said| match said {
             Said::Text(text) | Said::Turn { text } => text,
         });

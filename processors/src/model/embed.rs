@@ -77,6 +77,17 @@ impl WordVectors {
         mean(&self.steps, &self.scales, &tokens, self.tokenizer.unknown())
     }
 
+    /// How much a word tells: the length of the mean of its tokens' rows, which are the longer the seldomer the token.
+    pub fn weight(&self, word: &str) -> f32 {
+        let tokens = self.tokenizer.tokens(word, TOKENS_MAX);
+        let known: Vec<u32> = tokens.into_iter().filter(|token| *token != self.tokenizer.unknown()).collect();
+        let component = |d: usize| -> f32 {
+            let steps = known.iter().map(|token| f32::from(self.row(*token)[d]) * self.scales[*token as usize]);
+            steps.sum::<f32>() / known.len().max(1) as f32
+        };
+        (0..DIMENSION).map(|d| component(d).powi(2)).sum::<f32>().sqrt()
+    }
+
     /// The embedding of a text, as it travels.
     pub fn embed(&self, text: &str) -> Embedding {
         Embedding::quantise(&self.vector(text))

@@ -45,6 +45,8 @@ pub(super) fn eval(config: &Config, args: &super::Eval) -> anyhow::Result<ExitCo
         examples: args.examples.clone(),
         actions: args.actions.clone(),
         language: args.language.clone(),
+        training: args.train.as_deref().map(read).transpose()?.unwrap_or_default(),
+        conversations: args.conversations.as_deref().map(read).transpose()?.unwrap_or_default(),
     };
     let case = Case { models: &models, tier, data: &data, choices: &choices };
     let report = task.run(&case).with_context(|| format!("evaluate on {}", args.data.display()))?;

@@ -13,7 +13,9 @@ const MASK: &str = "(set, not shown)";
 fn is_secret(key: &str) -> bool {
     let key = key.to_lowercase();
     !key.ends_with(FILE)
-        && ["password", "secret", "token", "jaas", "oauthbearer.config", ".pem"].iter().any(|word| key.contains(word))
+        && ["password", "secret", "token", "api_key", "jaas", "oauthbearer.config", ".pem"]
+            .iter()
+            .any(|word| key.contains(word))
 }
 
 /// The secret whose file this key names.

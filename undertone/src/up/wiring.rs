@@ -24,6 +24,7 @@ use super::roles::{Failed, Role, Tasks};
 use super::watchdog;
 use crate::admin::Facts;
 use crate::config::{self, Config};
+use crate::dreaming::Dreaming;
 use crate::health::{Health, State};
 use crate::{locate, topics};
 
@@ -207,6 +208,7 @@ impl Given {
         let past = api::Past { history, shelf: self.databases.shelf(&self.config, &self.meter).await? };
         let api = Api::start(settings, &self.kafka, past, registry, &self.meter, spans, stop.clone());
         let api = api.await.context("start the read side")?;
+        api.dream_by(Arc::new(Dreaming::new(self.config.clone())));
         self.health.set(Role::Api.name(), State::Ready);
         let (router, failed) = (api.router(), self.failed.clone());
         self.listeners_done.spawn(async move {

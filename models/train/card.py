@@ -59,6 +59,7 @@ FAMILIES = {
                 "around", "blend", "grams", "grams_scale", "hidden", "hidden_bias", "out", "out_bias", "pair", "projection", "projection_bias", "simple", "threshold")]),
         },
     },
+    "memory": {"model": "undertone-memory", "version": "1", "licence": "Apache-2.0", "files": {"memory.json": ([], []), "sensitive.json": ([], [])}},
     "synesthesia": {
         "model": "undertone-synesthesia", "version": "1", "licence": "Apache-2.0",
         "files": {

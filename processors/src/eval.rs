@@ -14,9 +14,11 @@ mod emotion;
 mod figures;
 mod intent;
 mod language;
+mod memory;
 mod mood;
 mod next_action;
 mod personality;
+mod rooms;
 mod segmentation;
 mod shift;
 mod slots;
@@ -50,6 +52,8 @@ pub const TASKS: &[&dyn Task] = &[
     &language::LanguageTask,
     &slots::SlotsTask,
     &next_action::NextActionTask,
+    &memory::MemoryTask,
+    &rooms::RoomsTask,
     &coherence::CoherenceTask,
     &shift::ShiftTask,
     &segmentation::SegmentationTask,
@@ -102,6 +106,8 @@ pub struct Choices {
     pub conversations: Vec<u8>,
     /// The language of texts that name none, as an ISO 639-3 code.
     pub language: Option<String>,
+    /// Whether what pictures show counts among what was said.
+    pub captions: bool,
 }
 
 /// What an evaluation found.

@@ -20,6 +20,7 @@ mod spans;
 pub mod model;
 pub mod language;
 pub mod dreams;
+pub mod recall;
 mod wide;
 pub mod eval;
 

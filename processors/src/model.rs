@@ -14,6 +14,7 @@ pub mod encoder;
 pub mod examples;
 pub mod expression;
 pub mod intents;
+pub mod memory;
 pub mod next;
 pub mod ngram;
 pub mod personality;
@@ -33,6 +34,7 @@ use std::thread;
 use schemas::{Provenance, Tier};
 
 use crate::stage::Failure;
+use crate::stages::ROOMS_MAX;
 use card::Family;
 use coherence::Coherence;
 use colours::Colours;
@@ -40,6 +42,7 @@ use cores::Cores;
 use embed::WordVectors;
 use encoder::Encoder;
 use expression::Expression;
+use memory::Memory;
 use personality::Personality;
 use runtime::Runtime;
 use sets::Dialogue;
@@ -57,6 +60,10 @@ pub struct Options {
     pub lazy: bool,
     /// Whether stage coherence measures the density matrix of what was said lately.
     pub density: bool,
+    /// Different content words from which a turn is worth keeping.
+    pub keep_words_min: usize,
+    /// Rooms of a palace, at most [`crate::stages::ROOMS_MAX`].
+    pub rooms_max: usize,
 }
 
 impl Default for Options {
@@ -67,6 +74,8 @@ impl Default for Options {
             vad: true,
             lazy: false,
             density: false,
+            keep_words_min: 2,
+            rooms_max: ROOMS_MAX,
         }
     }
 }
@@ -88,6 +97,7 @@ pub struct Models {
     expression: Expression,
     personality: Personality,
     dialogue: Dialogue,
+    memory: Memory,
     coherence: Coherence,
     density: bool,
     vad: Option<Vad>,
@@ -98,7 +108,7 @@ pub struct Models {
 }
 
 impl Models {
-    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `personality`, `dialogue`, `coherence`,
+    /// Reads and checks every family under `dir` (`encoder`, `static`, `emotion`, `personality`, `dialogue`, `memory`, `coherence`,
     /// `synesthesia`, and `vad` if it is wanted) and loads the ONNX Runtime library at `onnxruntime`. The library is loaded
     /// once a process; another pipeline may open its own models on the same one.
     ///
@@ -108,32 +118,37 @@ impl Models {
     pub fn open(dir: &Path, onnxruntime: &Path, options: &Options) -> Result<Arc<Models>, Failure> {
         let cores = Cores::new(options.cores);
         // The families do not depend on each other; reading and checking them at once halves the start.
-        let (encoder, words, expression, personality, dialogue, coherence, vad, colours) = thread::scope(|scope| {
-            let words = scope.spawn(|| WordVectors::open(&Family::open(dir, "static")?));
-            let expression = scope.spawn(|| Expression::open(&Family::open(dir, "emotion")?));
-            let personality = scope.spawn(|| Personality::open(&Family::open(dir, "personality")?));
-            let dialogue = scope.spawn(|| Dialogue::open(Family::open(dir, "dialogue")?));
-            let coherence = scope.spawn(|| Coherence::open(&Family::open(dir, "coherence")?));
-            let vad = scope.spawn(|| options.vad.then(|| Vad::open(&Family::open(dir, "vad")?)).transpose());
-            let colours = scope.spawn(|| Colours::open(&Family::open(dir, "synesthesia")?));
-            let encoder = Runtime::load(onnxruntime)
-                .and_then(|runtime| Encoder::open(Family::open(dir, "encoder")?, runtime, options.cores, options.lazy));
-            let (words, expression) = (cores::joined(words.join()), cores::joined(expression.join()));
-            let (personality, dialogue) = (cores::joined(personality.join()), cores::joined(dialogue.join()));
-            let coherence = cores::joined(coherence.join());
-            (
-                encoder,
-                words,
-                expression,
-                personality,
-                dialogue,
-                coherence,
-                cores::joined(vad.join()),
-                cores::joined(colours.join()),
-            )
-        });
+        let (encoder, words, expression, personality, dialogue, memory, coherence, vad, colours) =
+            thread::scope(|scope| {
+                let words = scope.spawn(|| WordVectors::open(&Family::open(dir, "static")?));
+                let expression = scope.spawn(|| Expression::open(&Family::open(dir, "emotion")?));
+                let personality = scope.spawn(|| Personality::open(&Family::open(dir, "personality")?));
+                let dialogue = scope.spawn(|| Dialogue::open(Family::open(dir, "dialogue")?));
+                let memory = scope.spawn(|| Memory::open(&Family::open(dir, "memory")?, options));
+                let coherence = scope.spawn(|| Coherence::open(&Family::open(dir, "coherence")?));
+                let vad = scope.spawn(|| options.vad.then(|| Vad::open(&Family::open(dir, "vad")?)).transpose());
+                let colours = scope.spawn(|| Colours::open(&Family::open(dir, "synesthesia")?));
+                let encoder = Runtime::load(onnxruntime).and_then(|runtime| {
+                    Encoder::open(Family::open(dir, "encoder")?, runtime, options.cores, options.lazy)
+                });
+                let (words, expression) = (cores::joined(words.join()), cores::joined(expression.join()));
+                let (personality, dialogue) = (cores::joined(personality.join()), cores::joined(dialogue.join()));
+                let (memory, coherence) = (cores::joined(memory.join()), cores::joined(coherence.join()));
+                (
+                    encoder,
+                    words,
+                    expression,
+                    personality,
+                    dialogue,
+                    memory,
+                    coherence,
+                    cores::joined(vad.join()),
+                    cores::joined(colours.join()),
+                )
+            });
         let (encoder, words, expression) = (encoder?, words?, expression?);
-        let (personality, dialogue, coherence, vad, colours) = (personality?, dialogue?, coherence?, vad?, colours?);
+        let (personality, dialogue, memory) = (personality?, dialogue?, memory?);
+        let (coherence, vad, colours) = (coherence?, vad?, colours?);
         let density = options.density;
         give_back();
         Ok(Arc::new(Models {
@@ -142,6 +157,7 @@ impl Models {
             expression,
             personality,
             dialogue,
+            memory,
             coherence,
             density,
             vad,
@@ -174,6 +190,11 @@ impl Models {
     /// What words are meant to do.
     pub fn dialogue(&self) -> &Dialogue {
         &self.dialogue
+    }
+
+    /// What is worth remembering.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// How turns go on from each other.

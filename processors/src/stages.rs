@@ -7,6 +7,7 @@ mod dialogue;
 mod emotion;
 mod encode;
 mod memo;
+mod memory;
 mod personality;
 pub mod self_harm;
 mod synesthesia;
@@ -27,13 +28,14 @@ pub use emotion::{
     Turning, from_emotions, intensity, tension, valence,
 };
 pub use encode::{Encode, RECENT_MAX, SPACES_MAX};
+pub use memory::{Memories, ROOMS_MAX, TERMS_MAX as ROOM_TERMS_MAX};
 pub use personality::{MODELS_MAX, PERSONS_MAX, Personalities, WORDS_MIN};
 pub use synesthesia::{
     CONTRAST_MIN, DYNAMICS, Feeling, MODES, SHARE, STEP_MAX, STRETCH, SWATCHES, Synesthesias, TEMPO_BPM, TIMBRES, srgb,
 };
 
 /// Names of all stages, in order.
-pub const ORDER: &[&str] = &["encode", "emotion", "personality", "dialogue", "coherence", "synesthesia"];
+pub const ORDER: &[&str] = &["encode", "emotion", "personality", "dialogue", "coherence", "memory", "synesthesia"];
 
 /// All stages, in the order of [`ORDER`].
 pub fn all(models: &Arc<Models>) -> Vec<Box<dyn AnyStage>> {
@@ -43,6 +45,7 @@ pub fn all(models: &Arc<Models>) -> Vec<Box<dyn AnyStage>> {
         Box::new(Personalities::new(Arc::clone(models))),
         Box::new(Dialogues::new(Arc::clone(models))),
         Box::new(Coherences::new(Arc::clone(models))),
+        Box::new(Memories::new(Arc::clone(models))),
         Box::new(Synesthesias::new(Arc::clone(models))),
     ]
 }

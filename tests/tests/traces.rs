@@ -133,7 +133,7 @@ fn text_of<'s>(span: &'s Span, name: &str) -> &'s str {
 }
 
 /// Every span of a turn, with the one that it stands below.
-const TREE: [(&str, &str, SpanKind); 20] = [
+const TREE: [(&str, &str, SpanKind); 22] = [
     ("append", "intake", SpanKind::Producer),
     ("process", "append", SpanKind::Consumer),
     ("load contexts", "process", SpanKind::Internal),
@@ -142,12 +142,14 @@ const TREE: [(&str, &str, SpanKind); 20] = [
     ("infer personality", "process", SpanKind::Internal),
     ("infer dialogue", "process", SpanKind::Internal),
     ("infer coherence", "process", SpanKind::Internal),
+    ("infer memory", "process", SpanKind::Internal),
     ("infer synesthesia", "process", SpanKind::Internal),
     ("fold encode", "process", SpanKind::Internal),
     ("fold emotion", "process", SpanKind::Internal),
     ("fold personality", "process", SpanKind::Internal),
     ("fold dialogue", "process", SpanKind::Internal),
     ("fold coherence", "process", SpanKind::Internal),
+    ("fold memory", "process", SpanKind::Internal),
     ("fold synesthesia", "process", SpanKind::Internal),
     ("save contexts", "process", SpanKind::Internal),
     ("commit", "process", SpanKind::Internal),

@@ -184,6 +184,9 @@ struct Eval {
     /// Conversations to dream of, for dreams; JSON lines as for coherence.
     #[arg(long, value_name = "FILE")]
     conversations: Option<PathBuf>,
+    /// What pictures show is remembered with what is said, for memory.
+    #[arg(long)]
+    captions: bool,
     /// One JSON object, rather than a table.
     #[arg(long)]
     json: bool,

@@ -318,6 +318,10 @@ pub struct History {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
+    /// Different content words from which a turn is worth keeping.
+    pub keep_words_min: usize,
+    /// Most rooms of a palace.
+    pub rooms_max: usize,
     /// Most memories of a conversation.
     pub conversation_max: usize,
     /// What recall looks through.
@@ -360,14 +364,6 @@ pub enum Load {
     Start,
     /// With the first text of the full tier.
     Lazy,
-}
-
-impl Models {
-    /// How models run.
-    pub fn options(&self) -> processors::Options {
-        let lazy = self.load == Load::Lazy;
-        processors::Options { vad: self.vad, lazy, density: self.density, ..processors::Options::default() }
-    }
 }
 
 /// `[shutdown]`.
@@ -437,6 +433,18 @@ impl Config {
         or_under(&self.broker.dir, &self.data.dir, "broker")
     }
 
+    /// How models run.
+    pub fn options(&self) -> processors::Options {
+        processors::Options {
+            vad: self.models.vad,
+            lazy: self.models.load == Load::Lazy,
+            density: self.models.density,
+            keep_words_min: self.memory.keep_words_min,
+            rooms_max: self.memory.rooms_max,
+            ..processors::Options::default()
+        }
+    }
+
     /// The file of the contexts.
     pub fn context_path(&self) -> PathBuf {
         or_under(&self.context.path, &self.data.dir, "contexts.sqlite")
@@ -497,6 +505,11 @@ impl Config {
             if value < 1 {
                 return conflict(format!("[{section}] {key} = {value} is too small"), "give 1 or more".to_owned());
             }
+        }
+        let rooms = self.memory.rooms_max;
+        if !(1..=processors::stages::ROOMS_MAX).contains(&rooms) {
+            let mend = format!("give a number from 1 to {}", processors::stages::ROOMS_MAX);
+            return conflict(format!("[memory] rooms_max = {rooms} is out of bounds"), mend);
         }
         for (section, key, share) in [
             ("processors", "rejects_share_max", self.processors.rejects_share_max),

@@ -358,6 +358,7 @@ fn every_unicode_text_is_served_or_skipped() {
             assert_eq!(turn.emotion.is_some(), !skipped("emotion"), "{:?}", turn.text);
             assert_eq!(turn.personality.is_some(), !skipped("personality"), "{:?}", turn.text);
             assert_eq!(turn.dialogue.is_some(), !skipped("dialogue"), "{:?}", turn.text);
+            assert_eq!(turn.memory.is_some(), !skipped("memory"), "{:?}", turn.text);
             assert_eq!(turn.coherence.is_some(), !skipped("coherence"), "{:?}", turn.text);
             let p = turn.emotion.as_ref().map_or([0.0; 28], |e| e.probabilities.to_array());
             assert!(p.iter().all(|p| (0.0..=1.0).contains(p)), "{:?}", turn.text);
@@ -388,7 +389,9 @@ fn slices_survive_the_codec() {
 /// A copy of the shipped models that can be damaged.
 fn copy() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for family in ["encoder", "static", "emotion", "personality", "dialogue", "coherence", "synesthesia", "vad"] {
+    for family in
+        ["encoder", "static", "emotion", "personality", "dialogue", "memory", "coherence", "synesthesia", "vad"]
+    {
         std::fs::create_dir(dir.path().join(family)).unwrap();
         for entry in std::fs::read_dir(root().join("models").join(family)).unwrap() {
             let entry = entry.unwrap();

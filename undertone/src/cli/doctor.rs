@@ -23,8 +23,8 @@ const WHO_WITHIN: Duration = Duration::from_secs(1);
 /// Longest answer to that, in bytes.
 const WHO_BYTES_MAX: u64 = 64 * 1024;
 /// The families of models, by folder.
-const FAMILIES: [&str; 9] =
-    ["encoder", "static", "emotion", "personality", "dialogue", "coherence", "synesthesia", "vad", "dreams"];
+const FAMILIES: [&str; 10] =
+    ["encoder", "static", "emotion", "personality", "dialogue", "memory", "coherence", "synesthesia", "vad", "dreams"];
 
 /// What was looked at, and how it is: what is good, or what is wrong with its mend.
 struct Check {

@@ -34,7 +34,7 @@ pub(super) fn eval(config: &Config, args: &super::Eval) -> anyhow::Result<ExitCo
     let lines = data.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).count();
     progress(&format!("loading the models for {lines} texts"));
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
-    let models = Models::open(&dir, &library, &config.models.options())?;
+    let models = Models::open(&dir, &library, &config.options())?;
     config.dialogue.wanted().configure(&models).context("read [dialogue]")?;
     let tier = args.tier.into();
     progress(&format!("scoring {lines} texts with the {} tier", schemas::Tier::name(tier)));
@@ -47,6 +47,7 @@ pub(super) fn eval(config: &Config, args: &super::Eval) -> anyhow::Result<ExitCo
         language: args.language.clone(),
         training: args.train.as_deref().map(read).transpose()?.unwrap_or_default(),
         conversations: args.conversations.as_deref().map(read).transpose()?.unwrap_or_default(),
+        captions: args.captions,
     };
     let case = Case { models: &models, tier, data: &data, choices: &choices };
     let report = task.run(&case).with_context(|| format!("evaluate on {}", args.data.display()))?;

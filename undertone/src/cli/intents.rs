@@ -43,7 +43,7 @@ pub(super) fn intents(config: &Config, command: IntentsCommand) -> anyhow::Resul
     let bytes = std::fs::read(&file).with_context(|| format!("read {}; check the path", file.display()))?;
     let examples = sets::examples(&file.display().to_string(), &bytes)?;
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
-    let models = Models::open(&dir, &library, &config.models.options())?;
+    let models = Models::open(&dir, &library, &config.options())?;
     let set = sets::learnt(&models, &file)?;
     let counts: Vec<usize> = examples.values().map(Vec::len).collect();
     let checked = Checked::of(&set, tier.into(), &counts).context("a set that is named by examples was left out")?;

@@ -9,9 +9,9 @@ use anyhow::Context as _;
 use processors::rebuild::Rebuilt;
 use processors::{Chain, Models, Plan};
 use schemas::slice::{
-    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, PersonalitySlice, Sequence, SynesthesiaSlice,
+    CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, MemorySlice, PersonalitySlice, Sequence, SynesthesiaSlice,
 };
-use schemas::{Codec, Density, Estimate, Style, Tier, Traits, Turn};
+use schemas::{Codec, Density, Estimate, Locus, Style, Tier, Traits, Turn};
 use serde_json::{Value, json};
 use store::context::{Contexts, Record, Version};
 use store::log::Kafka;
@@ -46,7 +46,7 @@ pub(super) fn analyze(
 fn chain(config: &Config, stages: &[String]) -> anyhow::Result<Chain> {
     let plan = processors::plan(processors::stages::ORDER, stages)?;
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
-    let models = Models::open(&dir, &library, &config.models.options())?;
+    let models = Models::open(&dir, &library, &config.options())?;
     config.dialogue.wanted().configure(&models).context("read [dialogue]")?;
     let mut all = processors::stages::all(&models);
     Ok(Chain::new(all.drain(plan.run).collect(), plan.first, Arc::new(Codec::embedded())))
@@ -63,7 +63,7 @@ fn turn_json(turn: &Turn) -> anyhow::Result<String> {
         "text": value["text"], "tier": value["tier"], "skipped": value["skipped"],
         "encoding": value["encoding"], "emotion": value["emotion"],
         "personality": value["personality"], "dialogue": value["dialogue"],
-        "coherence": value["coherence"], "synesthesia": value["synesthesia"],
+        "memory": value["memory"], "coherence": value["coherence"], "synesthesia": value["synesthesia"],
         "flags": value["flags"],
     });
     Ok(parts.to_string())
@@ -136,6 +136,20 @@ fn turn_text(turn: &Turn, colour: bool) -> String {
         }
         text += &format!("  {dim}model      {}{end}\n", provenance(&coherence.provenance));
     }
+    if let Some(memory) = &turn.memory {
+        text += &format!("  salience   {:.2}\n", memory.salience);
+        text += &match &memory.locus {
+            Some(Locus { room, place, x, y, sensitive: true, .. }) => {
+                format!("  locus      place {place} of room {room} at {x}, {y}, whose name is not shown\n")
+            }
+            Some(Locus { room, name, place, x, y, .. }) => {
+                let name = crate::watch::lines::plain(name);
+                format!("  locus      place {place} of room {room} at {x}, {y}: {name}\n")
+            }
+            None => "  locus      none: it is not kept\n".to_owned(),
+        };
+        text += &format!("  {dim}model      {}{end}\n", provenance(&memory.provenance));
+    }
     if let Some(part) = &turn.synesthesia {
         text += &super::synesthesia::described(part, colour);
         text += &format!("  {dim}model      {}{end}\n", provenance(&part.provenance));
@@ -179,6 +193,7 @@ fn slice(codec: &Codec, record: &Record) -> Value {
             "sequence" => codec.decode::<Sequence>(&version.bytes).map(serde_json::to_value),
             "encode" => codec.decode::<EncodeSlice>(&version.bytes).map(serde_json::to_value),
             "emotion" => codec.decode::<EmotionSlice>(&version.bytes).map(serde_json::to_value),
+            "memory" => codec.decode::<MemorySlice>(&version.bytes).map(serde_json::to_value),
             "coherence" => codec.decode::<CoherenceSlice>(&version.bytes).map(serde_json::to_value),
             "personality" => codec.decode::<PersonalitySlice>(&version.bytes).map(serde_json::to_value),
             "dialogue" => codec.decode::<DialogueSlice>(&version.bytes).map(serde_json::to_value),

@@ -191,7 +191,7 @@ async fn replay_on(
     if !begun {
         // A plan that cannot run would hold the name.
         let (models, onnxruntime) = weights(config, &plan.request)?;
-        processors::Models::open(&models, &onnxruntime, &config.models.options())
+        processors::Models::open(&models, &onnxruntime, &config.options())
             .with_context(|| format!("load the models of the replay from {}", models.display()))?;
     }
     if options.dry_run {
@@ -291,7 +291,7 @@ async fn run(
         tier: TierPolicy::Fixed(tier.unwrap_or(Tier::Full)),
         models,
         onnxruntime,
-        options: config.models.options(),
+        options: config.options(),
         dialogue: config.dialogue.wanted(),
         limits: Limits { batch_turns_max: config.processors.batch_turns_max, ..Limits::default() },
     };

@@ -30,7 +30,7 @@ pub(super) fn synesthesia(config: &Config, args: &super::Synesthesia) -> anyhow:
 /// What the stages say of a text, as the first turn of a conversation.
 fn part(config: &Config, text: &str, tier: Tier) -> anyhow::Result<Synesthesia> {
     let (dir, library) = (locate::models(&config.models.dir)?, locate::onnxruntime(&config.models.onnxruntime)?);
-    let models = Models::open(&dir, &library, &config.models.options())?;
+    let models = Models::open(&dir, &library, &config.options())?;
     let chain = Chain::new(processors::stages::all(&models), true, Arc::new(Codec::embedded()));
     let turns = processors::analyze(&chain, &[text.to_owned()], tier, 0, false)?;
     let turn = turns.into_iter().next().context("one text makes one turn")?;

@@ -152,7 +152,7 @@ impl Given {
             },
             models: locate::models(&self.config.models.dir)?,
             onnxruntime: locate::onnxruntime(&self.config.models.onnxruntime)?,
-            options: self.config.models.options(),
+            options: self.config.options(),
             dialogue: self.config.dialogue.wanted(),
             limits: processors::Limits {
                 batch_turns_max: config.batch_turns_max,

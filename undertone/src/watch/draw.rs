@@ -79,6 +79,10 @@ fn turn_lines(turn: &Seen, width: usize) -> Vec<Line<'static>> {
             head.push("  new topic".bold());
         }
     }
+    if let Some(locus) = turn.memory.as_ref().and_then(|memory| memory.locus.as_ref()) {
+        let name = locus.name.as_deref().map_or_else(|| "a room".to_owned(), plain);
+        head.push(format!("  in {name} {}.{}", locus.room, locus.place).dim());
+    }
     if let Some(meant) = &turn.dialogue {
         let wanted = meant.intents.iter().filter(|intent| !intent.out_of_scope).map(|intent| intent.name.as_str());
         for said in [meant.act.as_str()].into_iter().filter(|act| *act != COMMON_ACT).chain(wanted) {
@@ -226,6 +230,9 @@ mod tests {
                 ] },
                 "coherence": { "score": 0.5, "shift": i == 1 },
                 "flags": if i == 1 { vec!["self_harm_words"] } else { vec![] },
+                "memory": { "keep": true, "locus": {
+                    "room": 1, "name": if i == 0 { Some("weather and plans") } else { None }, "place": i + 3, "x": 0, "y": 0,
+                } },
             });
             view.apply(News::Turn(serde_json::from_value(turn).unwrap()));
         }
@@ -246,6 +253,8 @@ mod tests {
             "new topic",
             "▅",
             "!self_harm_words",
+            "in weather and plans 1.3",
+            "in a room 1.4",
         ];
         for wanted in said.into_iter().chain(["█", "mood +0.00", "trend -0.10", "0.50"]) {
             assert!(screen.contains(wanted), "{wanted} is missing:\n{screen}");

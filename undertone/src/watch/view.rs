@@ -36,6 +36,9 @@ pub struct Seen {
     /// What a person should look at.
     #[serde(default)]
     pub flags: Vec<String>,
+    /// Where it is remembered.
+    #[serde(default)]
+    pub memory: Option<Kept>,
 }
 
 /// Who speaks.
@@ -82,6 +85,26 @@ pub struct Hanging {
     pub score: f64,
     /// Whether it begins another topic.
     pub shift: bool,
+}
+
+/// The part of stage `memory`, as far as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Kept {
+    /// Nothing where it is not kept.
+    #[serde(default)]
+    pub locus: Option<Place>,
+}
+
+/// A place in the palace.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Place {
+    /// Number of the room.
+    pub room: i64,
+    /// What the room is called; nothing where that is not shown.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Number of the place in it.
+    pub place: i64,
 }
 
 /// What is wanted, among the intents of a set.

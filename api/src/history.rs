@@ -262,7 +262,7 @@ pub(crate) fn unavailable(error: HistoryError) -> Problem {
     Problem::history_unavailable()
 }
 
-fn answer(body: String) -> Response {
+pub(crate) fn answer(body: String) -> Response {
     let kind = HeaderValue::from_static("application/json");
     ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], body)
         .into_response()

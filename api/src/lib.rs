@@ -18,6 +18,7 @@ mod firehose;
 mod guard;
 mod history;
 mod hub;
+pub mod memories;
 #[doc(hidden)]
 pub mod measured;
 mod meters;
@@ -172,6 +173,7 @@ pub(crate) struct Shared {
     hub: Arc<Hub>,
     kafka: Kafka,
     history: Pages,
+    memories: Option<Arc<dyn memories::Memories>>,
     codec: Arc<Codec>,
     registry: Registry,
     meters: Arc<Meters>,
@@ -187,11 +189,13 @@ pub struct Past {
     pub history: History,
     /// The shelf, where there is one.
     pub shelf: Option<Shelf>,
+    /// What is remembered of it, where it can be asked for.
+    pub memories: Option<Arc<dyn memories::Memories>>,
 }
 
 impl From<History> for Past {
     fn from(history: History) -> Past {
-        Past { history, shelf: None }
+        Past { history, shelf: None, memories: None }
     }
 }
 
@@ -257,12 +261,13 @@ impl Api {
     ) -> Result<Api, StartError> {
         let tail = Tail::open(kafka, topic::TURNS_ENRICHED, Start::Last(config.hub_turns_max as u64)).await?;
         let hub = Hub::new(config.hub_turns_max, config.hub_bytes_max, config.socket_queue_turns_max, tail.positions());
-        let (hub, Past { history, shelf }) = (Arc::new(hub), past.into());
+        let (hub, Past { history, shelf, memories }) = (Arc::new(hub), past.into());
         let store = Reading::new(history, config.history_read_within, meter);
         let shutdown = shutdown.child_token();
         let shared = Arc::new(Shared {
             streams: Arc::new(Semaphore::new(config.sockets_max.min(Semaphore::MAX_PERMITS))),
             history: Pages::new(store, Arc::clone(&hub), config.pages(), shelf, meter),
+            memories,
             hub,
             kafka: kafka.clone(),
             config,

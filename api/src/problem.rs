@@ -101,6 +101,17 @@ impl Problem {
         )
     }
 
+    /// Nothing can be recalled here.
+    pub(crate) fn recall_unavailable(why: &str) -> Problem {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "recall_unavailable",
+            "Nothing can be recalled here",
+            why,
+            "ask a process that plays the roles processors and api together, or `undertone memory recall`",
+        )
+    }
+
     /// The schema of a turn is not known, and the registry that would know does not answer.
     pub(crate) fn registry_unavailable() -> Problem {
         Problem::new(

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 
 use crate::problem::Problem;
-use crate::{Shared, dream, guard, history, page, registry, sse, stream};
+use crate::{Shared, dream, guard, history, memories, page, registry, sse, stream};
 
 /// The paths in the order of the map, each with what answers.
 pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<Arc<Shared>>)> {
@@ -19,6 +19,8 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<Arc<Shared>>)> {
         ("/v1/conversations", get(history::conversations)),
         ("/v1/conversations/{id}", get(history::conversation)),
         ("/v1/conversations/{id}/turns", get(history::turns)),
+        ("/v1/conversations/{id}/memories", get(memories::recall)),
+        ("/v1/conversations/{id}/palace", get(memories::palace)),
         ("/v1/conversations/{id}/events", get(sse::events)),
         ("/v1/conversations/{id}/dream", get(dream::dream)),
     ];

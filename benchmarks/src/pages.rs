@@ -199,7 +199,7 @@ async fn one_run(
     let mut apis = Vec::new();
     for _ in 0..PROCESSES {
         let config = api::Config { pages_bytes_max: bytes_max, ..api::Config::default() };
-        let past = Past { history: site.history.clone(), shelf: shelf.clone() };
+        let past = Past { history: site.history.clone(), shelf: shelf.clone(), memories: None };
         let (registry, end) = (Registry::embedded(), CancellationToken::new());
         let api = Api::start(config, &site.kafka, past, registry, &meter, Default::default(), end);
         apis.push(api.await.context("start a read side")?);

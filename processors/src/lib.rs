@@ -26,7 +26,7 @@ pub mod eval;
 
 use std::cell::RefCell;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use opentelemetry::metrics::Meter;
@@ -68,7 +68,12 @@ pub struct Config {
     pub dialogue: model::wanted::Wanted,
     /// Bounds of the runner.
     pub limits: Limits,
+    /// Where the models are put once they are loaded, for whoever else in the process asks them.
+    pub loaded: Loaded,
 }
+
+/// Models that are shared from when they are loaded.
+pub type Loaded = Arc<OnceLock<Arc<Models>>>;
 
 /// What the role works on.
 #[derive(Debug, Clone)]
@@ -106,10 +111,12 @@ pub async fn run(config: Config, around: Surroundings) -> Result<(), RunError> {
 /// Loads the models of a configuration and makes the stages of this crate.
 fn shipped(config: &Config) -> impl FnOnce() -> Result<Vec<Box<dyn AnyStage>>, Failure> + Send + 'static {
     let (models, onnxruntime, options) = (config.models.clone(), config.onnxruntime.clone(), config.options.clone());
-    let dialogue = config.dialogue.clone();
+    let (dialogue, loaded) = (config.dialogue.clone(), Arc::clone(&config.loaded));
     move || {
         let models = Models::open(&models, &onnxruntime, &options)?;
         dialogue.follow(&models)?;
+        // Those that are there already are the same.
+        let _ = loaded.set(Arc::clone(&models));
         Ok(stages::all(&models))
     }
 }

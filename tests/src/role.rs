@@ -72,6 +72,7 @@ pub fn config(instance: &str, stages: &[&str], limits: Limits) -> Config {
         options: Options::default(),
         dialogue: processors::model::wanted::Wanted { intents: Vec::new(), ..Default::default() },
         limits,
+        loaded: Default::default(),
     }
 }
 

@@ -8,6 +8,7 @@ mod dream;
 mod eval;
 mod history;
 mod intents;
+mod memory;
 mod models;
 mod rejects;
 mod replay;
@@ -113,6 +114,9 @@ enum Command {
     /// Show or rebuild what is known of conversations.
     #[command(subcommand)]
     Contexts(ContextsCommand),
+    /// Recall what was said, or draw where it is remembered.
+    #[command(subcommand)]
+    Memory(memory::MemoryCommand),
     /// Compare what is kept of turns with the log.
     #[command(subcommand)]
     History(history::HistoryCommand),
@@ -347,6 +351,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench { command, json } => bench::bench(settings, &command, json),
         Command::Capacity { print: true, .. } => say(capacity::SHIPPED),
         Command::Capacity { file, print: false } => commands::capacity(file.as_deref()),
+        Command::Memory(command) => memory::memory(&settings.load()?, command),
         Command::History(command) => history::history(settings, &command),
         Command::Rejects(command) => rejects::rejects(&settings.load()?, command),
         Command::Completions { shell } => {

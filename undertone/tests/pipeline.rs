@@ -102,6 +102,43 @@ async fn conversation_goes_on_after_a_kill() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_said_is_recalled_with_the_reason_and_stands_in_a_palace() {
+    let server = Server::for_program().await;
+    let running = started(configured(&server)).await;
+    let texts = [
+        "my sister Anna moved to Lisbon last spring and works in a bakery there",
+        "on rainy evenings I play chess with my grandfather",
+        "the train to the mountains was two hours late again",
+    ];
+    converse(&running, "room", &texts).await;
+    let recall = async |question: &str| {
+        let (status, body) = get(&running, &format!("/v1/conversations/room/memories?limit=2&q={question}")).await;
+        (status, serde_json::from_str::<Value>(&body).unwrap())
+    };
+    // The writer of the history may be a moment behind the stream.
+    let found = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let (status, found) = recall("where%20does%20Anna%20live").await;
+            if status == 200 && found["searched"] == 3 {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let found = found.await.expect("three memories in time");
+    assert_eq!(found["memories"].as_array().unwrap().len(), 2);
+    assert_eq!(found["memories"][0]["text"], texts[0]);
+    assert!(found["memories"][0]["why"]["words"].as_f64().unwrap() > 0.0, "{found}");
+    assert_eq!(recall("chess").await.1["memories"][0]["position"], 2);
+    let palace: Value = serde_json::from_str(&get(&running, "/v1/conversations/room/palace").await.1).unwrap();
+    assert_eq!(palace["memories"], 3);
+    let counts = palace["rooms"].as_array().unwrap().iter().map(|room| room["memories"].as_u64().unwrap());
+    assert_eq!(counts.sum::<u64>(), 3, "{palace}");
+    assert_eq!(get(&running, "/v1/conversations/nowhere/palace").await.0, 404);
+    assert!(running.stop().await.drained);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn client_that_closes_a_socket_is_answered() {
     let server = Server::for_program().await;
     let running = started(configured(&server)).await;

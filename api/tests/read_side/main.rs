@@ -2,6 +2,7 @@
 
 mod dreams;
 mod guard;
+mod memories;
 mod pages;
 mod registry;
 mod resume;

@@ -57,17 +57,23 @@ impl Site {
         let producer = Producer::connect(&kafka, &ProducerLimits::default()).unwrap();
         let shutdown = CancellationToken::new();
         let shelf = shelf().await;
-        let past = Past { history: history.clone(), shelf: shelf.clone() };
+        let past = Past { history: history.clone(), shelf: shelf.clone(), memories: None };
         let (api, http) = serve(config, &kafka, past, &shutdown).await;
         Site { kafka, history, shelf, codec, http, api, shutdown, producer, _broker: broker, _dir: dir }
     }
 
     /// Another process's read side on the same log and history, started now.
     pub(crate) async fn restart(&mut self, config: Config) {
-        let past = Past { history: self.history.clone(), shelf: self.shelf.clone() };
+        let past = Past { history: self.history.clone(), shelf: self.shelf.clone(), memories: None };
         let (api, http) = serve(config, &self.kafka, past, &self.shutdown).await;
         self.api = api;
         self.http = http;
+    }
+
+    /// Another process's read side, which remembers.
+    pub(crate) async fn remember(&mut self, memories: Arc<dyn api::memories::Memories>) {
+        let past = Past { history: self.history.clone(), shelf: None, memories: Some(memories) };
+        (self.api, self.http) = serve(Config::default(), &self.kafka, past, &self.shutdown).await;
     }
 
     /// The record of an enriched turn.

@@ -156,6 +156,7 @@ impl Site {
             options: Options::default(),
             dialogue: processors::model::wanted::Wanted::default(),
             limits: Limits::default(),
+            loaded: Default::default(),
         };
         let (shutdown, waiting) = (CancellationToken::new(), Arc::<store::Waiting>::default());
         let around = Surroundings {

@@ -294,6 +294,7 @@ async fn run(
         options: config.options(),
         dialogue: config.dialogue.wanted(),
         limits: Limits { batch_turns_max: config.processors.batch_turns_max, ..Limits::default() },
+        loaded: Default::default(),
     };
     let contexts = Contexts::open_with(&folder.join("contexts.sqlite"), up::durability(config)).await;
     let enough = CancellationToken::new();

@@ -172,6 +172,7 @@ pub(super) async fn start(
         readers_done: Tasks::default(),
         listeners,
         listeners_done,
+        loaded: Default::default(),
     };
     if given.plays(Role::Ingest) || given.plays(Role::Api) {
         given.health.set_serves();

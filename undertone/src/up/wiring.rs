@@ -26,6 +26,7 @@ use crate::admin::Facts;
 use crate::config::{self, Config};
 use crate::dreaming::Dreaming;
 use crate::health::{Health, State};
+use crate::memories::Remembering;
 use crate::{locate, topics};
 
 /// What every role is given.
@@ -43,6 +44,8 @@ pub(super) struct Given {
     pub(super) readers_done: Tasks,
     pub(super) listeners: CancellationToken,
     pub(super) listeners_done: Tasks,
+    /// The models, once the processors of this process have loaded them.
+    pub(super) loaded: processors::Loaded,
 }
 
 /// How the roles of this process reach the log.
@@ -164,6 +167,7 @@ impl Given {
                 },
                 ..processors::Limits::default()
             },
+            loaded: Arc::clone(&self.loaded),
         })
     }
 
@@ -205,7 +209,11 @@ impl Given {
         }
         let (registry, stop) = (self.registry.clone(), self.listeners.clone());
         let (settings, spans) = (self.api_settings(), self.spans.clone());
-        let past = api::Past { history, shelf: self.databases.shelf(&self.config, &self.meter).await? };
+        let memory = &self.config.memory;
+        let (codec, loaded) = (self.registry.clone(), Arc::clone(&self.loaded));
+        let memories = Remembering::new(history.clone(), codec, loaded, memory.scope, memory.cache_bytes_max);
+        let shelf = self.databases.shelf(&self.config, &self.meter).await?;
+        let past = api::Past { history, shelf, memories: Some(Arc::new(memories)) };
         let api = Api::start(settings, &self.kafka, past, registry, &self.meter, spans, stop.clone());
         let api = api.await.context("start the read side")?;
         api.dream_by(Arc::new(Dreaming::new(self.config.clone())));

@@ -85,6 +85,10 @@ function bubble(turn) {
     item.append(head, element("p", "none", turn.consent.granted ? "agrees to be profiled in this conversation" : "no longer agrees to be profiled"));
     return item;
   }
+  if (turn.kind === "erasure") {
+    item.append(head, element("p", "none", "something said before was forgotten"));
+    return item;
+  }
   item.append(head, element("p", "text", turn.text));
   if (turn.emotion) item.append(bars(turn.emotion));
   else item.append(element("p", "none", whyNot(turn)));

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use schemas::{Codec, Span, SpanKind, Spans, Turn, TurnHead, topic};
+use schemas::erasure::ERASURE;
+use schemas::{Codec, Span, SpanKind, Spans, TraceParent, Turn, TurnHead, topic};
 use store::log::{LogError, Message, Tail};
 use store::registry::{Registry, RegistryError};
 use tokio::sync::oneshot;
@@ -32,6 +33,8 @@ pub(crate) struct Feed {
     pub(crate) registry: Registry,
     pub(crate) meters: Arc<Meters>,
     pub(crate) spans: Spans,
+    /// Hears of conversations in which something was forgotten.
+    pub(crate) forgotten: Box<dyn Fn(String) + Send + Sync>,
 }
 
 /// Why reading on is of no use.
@@ -117,6 +120,31 @@ impl Feed {
         let (partition, offset) = (message.partition, message.offset);
         let begun = SystemTime::now();
         let trace = message.trace();
+        let forgotten = self.forgotten_in(&message);
+        self.publish_taken(message, is_news, begun, trace, (partition, offset));
+        if let Some(conversation) = forgotten {
+            (self.forgotten)(conversation);
+        }
+    }
+
+    /// The conversation in which something was forgotten, if the record says so. Few turns have the word in them.
+    fn forgotten_in(&self, message: &Message) -> Option<String> {
+        let value = message.value.as_deref()?;
+        if !value.windows(ERASURE.len()).any(|part| part == ERASURE.as_bytes()) {
+            return None;
+        }
+        let turn: Turn = self.registry.codec().decode(value).ok()?;
+        turn.is_erasure().then_some(turn.conversation)
+    }
+
+    fn publish_taken(
+        &self,
+        message: Message,
+        is_news: bool,
+        begun: SystemTime,
+        trace: Option<TraceParent>,
+        (partition, offset): (i32, i64),
+    ) {
         match self.taken(message) {
             Ok((live, _)) if !is_news => self.hub.publish(live),
             Ok((mut live, received_at)) => {

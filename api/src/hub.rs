@@ -176,6 +176,15 @@ impl Hub {
         newer
     }
 
+    /// Lets go of what the ring holds of a conversation: something of it was forgotten. Queues are short, and their readers
+    /// have been told before.
+    pub(crate) fn let_go(&self, conversation: &str) {
+        let mut inner = self.lock();
+        let Some(gone) = inner.recent.remove(conversation) else { return };
+        inner.bytes -= gone.iter().map(|live| live.size_bytes()).sum::<usize>();
+        inner.ring.retain(|live| *live.conversation != *conversation);
+    }
+
     /// How many turns were published: another number, and something has come.
     pub(crate) fn published(&self) -> u64 {
         self.lock().published

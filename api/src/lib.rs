@@ -285,6 +285,14 @@ impl Api {
                 registry: shared.registry.clone(),
                 meters: shared.meters.clone(),
                 spans,
+                forgotten: Box::new({
+                    let shared = Arc::downgrade(&shared);
+                    move |conversation| {
+                        if let Some(shared) = shared.upgrade() {
+                            memories::let_go(&shared, &[conversation]);
+                        }
+                    }
+                }),
             };
             let shutdown = shutdown.clone();
             async move {

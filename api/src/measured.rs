@@ -30,7 +30,10 @@ pub fn hub(next: BTreeMap<i32, i64>, conversations: &[String], queue_turns_max: 
         queue.follow(&conversation.as_str().into());
     }
     let meters = Arc::new(Meters::new(&opentelemetry::global::meter("bench")));
-    (Fed(Feed { hub, registry: Registry::embedded(), meters, spans: Spans::default() }), Follower(queue))
+    (
+        Fed(Feed { hub, registry: Registry::embedded(), meters, spans: Spans::default(), forgotten: Box::new(|_| {}) }),
+        Follower(queue),
+    )
 }
 
 impl Fed {

@@ -36,8 +36,104 @@ pub trait Memories: std::fmt::Debug + Send + Sync {
     /// The memories that answer a question best, the best first.
     fn recall<'a>(&'a self, conversation: &'a str, asked: Asked<'a>) -> Pending<'a, Recalled>;
 
+    /// Forgets; `None` if there is nothing of it.
+    fn forget<'a>(&'a self, what: Forget<'a>) -> Pending<'a, Option<Receipt>>;
+
+    /// Lets go of what is held of conversations in which something was forgotten.
+    fn let_go(&self, conversations: &[String]);
+
     /// The rooms of a conversation, with the newest `loci_max` places of each.
     fn palace<'a>(&'a self, conversation: &'a str, loci_max: usize, show: Show) -> Pending<'a, Palace>;
+}
+
+/// What is to be forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forget<'a> {
+    /// One memory, with its turn.
+    Memory {
+        /// Its conversation.
+        conversation: &'a str,
+        /// The position of its turn.
+        position: i64,
+    },
+    /// The memories of a room, with their turns.
+    Room {
+        /// Its conversation.
+        conversation: &'a str,
+        /// Its number.
+        room: i32,
+    },
+    /// All that was said in a conversation.
+    Conversation(&'a str),
+    /// All that a person said, as `SOURCE:SENDER`.
+    Person(&'a str),
+}
+
+/// What was forgotten, and every place that held the words.
+#[derive(Debug, Clone, Serialize)]
+pub struct Receipt {
+    /// The erasure's id.
+    pub id: String,
+    /// When it was asked for.
+    pub at: String,
+    /// What it was.
+    pub what: String,
+    /// Turns that were erased in the history.
+    pub turns: u64,
+    /// Whether no place holds the words any more.
+    pub complete: bool,
+    /// The places.
+    pub places: Vec<Held>,
+    /// Conversations that it touched.
+    #[serde(skip)]
+    pub conversations: Vec<String>,
+}
+
+impl Receipt {
+    /// A receipt; it is complete where every place is erased.
+    pub fn new(
+        id: impl ToString,
+        at: String,
+        what: String,
+        turns: u64,
+        conversations: Vec<String>,
+        places: Vec<Held>,
+    ) -> Receipt {
+        let complete = places.iter().all(|held| held.state == "erased");
+        Receipt { id: id.to_string(), at, what, turns, complete, places, conversations }
+    }
+}
+
+/// A place that held the words.
+#[derive(Debug, Clone, Serialize)]
+pub struct Held {
+    /// What it is.
+    pub place: String,
+    /// `erased`, `expires`, or `pending`.
+    pub state: &'static str,
+    /// When it expires.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Why it is pending.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+impl Held {
+    /// The words are gone.
+    pub fn erased(place: &str) -> Held {
+        Held { place: place.to_owned(), state: "erased", until: None, why: None }
+    }
+
+    /// Time takes them, at the latest then.
+    pub fn expires(place: &str, until: String) -> Held {
+        Held { place: place.to_owned(), state: "expires", until: Some(until), why: None }
+    }
+
+    /// They are there still.
+    pub fn pending(place: &str, why: &str) -> Held {
+        Held { place: place.to_owned(), state: "pending", until: None, why: Some(why.to_owned()) }
+    }
 }
 
 /// A question.
@@ -202,6 +298,9 @@ pub enum MemoriesError {
     /// Memories could not be read.
     #[error("read the memories: {0}")]
     History(#[from] HistoryError),
+    /// It could not be forgotten, or not wholly: ask again.
+    #[error("forget: {0}")]
+    Forget(String),
     /// A model failed; a fault of ours.
     #[error("ask the models: {0}")]
     Model(String),
@@ -235,6 +334,59 @@ pub(crate) async fn palace(
     let palace = memories.palace(&id, limit(&query, LOCI)?, show(&query)?).await;
     let palace = palace.map_err(|error| problem(error, &id))?;
     Ok(answer(serde_json::to_string(&palace).unwrap_or_default()))
+}
+
+/// `DELETE /v1/conversations/{id}`.
+pub(crate) async fn forget_conversation(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    forget(&shared, Forget::Conversation(&id), &id).await
+}
+
+/// `DELETE /v1/conversations/{id}/memories/{position}`.
+pub(crate) async fn forget_memory(
+    State(shared): State<Arc<Shared>>,
+    Path((id, position)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let position = position.parse().ok().filter(|position| *position > 0);
+    let position = position.ok_or_else(|| Problem::parameter("position", "is no position", "send 1 or more"))?;
+    forget(&shared, Forget::Memory { conversation: &id, position }, &id).await
+}
+
+/// `DELETE /v1/conversations/{id}/rooms/{room}`.
+pub(crate) async fn forget_room(
+    State(shared): State<Arc<Shared>>,
+    Path((id, room)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let room = room.parse().ok().filter(|room| *room > 0);
+    let room = room.ok_or_else(|| Problem::parameter("room", "is no room", "send 1 or more"))?;
+    forget(&shared, Forget::Room { conversation: &id, room }, &id).await
+}
+
+/// `DELETE /v1/people/{person}`.
+pub(crate) async fn forget_person(
+    State(shared): State<Arc<Shared>>,
+    Path(person): Path<String>,
+) -> Result<Response, Problem> {
+    forget(&shared, Forget::Person(&person), &person).await
+}
+
+async fn forget(shared: &Shared, what: Forget<'_>, name: &str) -> Result<Response, Problem> {
+    let memories = memories(shared, name)?;
+    let receipt = memories.forget(what).await.map_err(|error| problem(error, name))?;
+    let receipt = receipt.ok_or_else(|| Problem::nothing_to_forget(name))?;
+    let_go(shared, &receipt.conversations);
+    Ok(answer(serde_json::to_string(&receipt).unwrap_or_default()))
+}
+
+/// Lets go of what this process holds of conversations in which something was forgotten.
+pub(crate) fn let_go(shared: &Shared, conversations: &[String]) {
+    conversations.iter().for_each(|conversation| shared.hub.let_go(conversation));
+    shared.history.let_go();
+    if let Some(memories) = &shared.memories {
+        memories.let_go(conversations);
+    }
 }
 
 fn memories<'s>(shared: &'s Shared, id: &str) -> Result<&'s Arc<dyn Memories>, Problem> {
@@ -271,6 +423,10 @@ fn problem(error: MemoriesError, conversation: &str) -> Problem {
         MemoriesError::EmptyQuestion => Problem::parameter("q", "has no words", "ask in words"),
         MemoriesError::NoModels(why) => Problem::recall_unavailable(why),
         MemoriesError::History(error) => unavailable(error),
+        MemoriesError::Forget(error) => {
+            tracing::error!(%error, "could not forget");
+            Problem::not_forgotten()
+        }
         MemoriesError::Model(error) => {
             tracing::error!(%error, "recall failed");
             Problem::recall_unavailable("the models failed; the log says why")

@@ -84,6 +84,13 @@ impl Pages {
         Pages { store, hub, cache, limits, tally }
     }
 
+    /// Lets go of every page: something was forgotten, which is rare.
+    pub(crate) fn let_go(&self) {
+        if let Some(cache) = &self.cache {
+            cache.let_go();
+        }
+    }
+
     /// What was asked, and who answered.
     pub(crate) fn tally(&self) -> Arc<Tally> {
         Arc::clone(&self.tally)

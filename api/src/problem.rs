@@ -101,6 +101,28 @@ impl Problem {
         )
     }
 
+    /// There is nothing of what is to be forgotten.
+    pub(crate) fn nothing_to_forget(what: &str) -> Problem {
+        Problem::new(
+            StatusCode::NOT_FOUND,
+            "nothing_to_forget",
+            "There is nothing of it",
+            format!("history has nothing of {what:?}"),
+            "look at the id; a person is SOURCE:SENDER, and ids are percent-encoded in paths",
+        )
+    }
+
+    /// It was not forgotten wholly.
+    pub(crate) fn not_forgotten() -> Problem {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not_forgotten",
+            "It was not forgotten wholly",
+            "the log or the history does not answer; what was erased until then is erased",
+            "ask again until there is a receipt; the log of the program says why",
+        )
+    }
+
     /// Nothing can be recalled here.
     pub(crate) fn recall_unavailable(why: &str) -> Problem {
         Problem::new(

@@ -7,7 +7,7 @@ use axum::extract::{Request, State};
 use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, delete, get};
 
 use crate::problem::Problem;
 use crate::{Shared, dream, guard, history, memories, page, registry, sse, stream};
@@ -17,10 +17,13 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<Arc<Shared>>)> {
     let mut routes = vec![
         ("/v1/stream", get(stream::upgrade)),
         ("/v1/conversations", get(history::conversations)),
-        ("/v1/conversations/{id}", get(history::conversation)),
+        ("/v1/conversations/{id}", get(history::conversation).delete(memories::forget_conversation)),
         ("/v1/conversations/{id}/turns", get(history::turns)),
         ("/v1/conversations/{id}/memories", get(memories::recall)),
+        ("/v1/conversations/{id}/memories/{position}", delete(memories::forget_memory)),
+        ("/v1/conversations/{id}/rooms/{room}", delete(memories::forget_room)),
         ("/v1/conversations/{id}/palace", get(memories::palace)),
+        ("/v1/people/{person}", delete(memories::forget_person)),
         ("/v1/conversations/{id}/events", get(sse::events)),
         ("/v1/conversations/{id}/dream", get(dream::dream)),
     ];

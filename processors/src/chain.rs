@@ -173,11 +173,23 @@ impl Chain {
         stamp: Stamp,
         mut done: impl FnMut(&'static str),
     ) -> Result<(), Failure> {
+        conversation.folded = Some(stamp);
+        if turn.is_erasure() {
+            return self.forget(conversation);
+        }
         for (stage, slice) in self.stages.iter().zip(&mut conversation.slices) {
             stage.fold(slice.as_mut(), turn)?;
             done(stage.name());
         }
-        conversation.folded = Some(stamp);
+        Ok(())
+    }
+
+    /// Lets go of what is known of the conversation, in both versions: a batch that starts again starts without it too. Its
+    /// numbers, and the ids by which repeated turns are told, say nothing of what was said.
+    fn forget(&self, conversation: &mut Conversation) -> Result<(), Failure> {
+        conversation.base.retain(|slice, _| *slice == sequence::SLICE);
+        let open = self.stages.iter().map(|stage| stage.open(&self.codec, &conversation.name, None));
+        conversation.slices = open.collect::<Result<_, _>>()?;
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use crate::slice::{
     CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, MemorySlice, PersonalitySlice, Sequence, SynesthesiaSlice,
 };
 use crate::topic::REJECT_BYTES_MAX;
-use crate::{Delivery, Feedback, Redrive, Reject, Reply, Turn, TurnHead};
+use crate::{Delivery, Erasure, Feedback, Redrive, Reject, Reply, Turn, TurnHead};
 use write::Plan;
 
 const MAGIC: u8 = 0;
@@ -50,7 +50,8 @@ payloads!(
     PersonalitySlice,
     CoherenceSlice,
     SynesthesiaSlice,
-    MemorySlice
+    MemorySlice,
+    Erasure
 );
 
 /// Why a value could not be written: a fault of ours, the value does not fit its schema.

@@ -7,6 +7,7 @@
 
 pub mod codec;
 pub mod envelope;
+pub mod erasure;
 pub mod feedback;
 pub mod part;
 mod registry;
@@ -20,6 +21,7 @@ pub mod turn;
 
 pub use codec::{Codec, DecodeError, EncodeError, LEARNT_MAX, Payload, SchemaError};
 pub use envelope::{Envelope, TraceParent};
+pub use erasure::Erasure;
 pub use feedback::Feedback;
 pub use part::{
     Coherence, Density, Dialogue, DialogueState, Ekman, Embedding, Emotion, Encoding, Estimate, Evidence, GoEmotions,

@@ -35,11 +35,13 @@ pub enum Kind {
     SynesthesiaSlice,
     /// [`crate::slice::MemorySlice`].
     MemorySlice,
+    /// [`crate::Erasure`].
+    Erasure,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 15] = [
         Kind::Turn,
         Kind::Reject,
         Kind::Reply,
@@ -54,6 +56,7 @@ impl Kind {
         Kind::CoherenceSlice,
         Kind::SynesthesiaSlice,
         Kind::MemorySlice,
+        Kind::Erasure,
     ];
 
     /// The name of its schema file.
@@ -73,6 +76,7 @@ impl Kind {
             Kind::CoherenceSlice => "coherence_slice",
             Kind::SynesthesiaSlice => "synesthesia_slice",
             Kind::MemorySlice => "memory_slice",
+            Kind::Erasure => "erasure",
         }
     }
 }
@@ -124,6 +128,7 @@ pub const REGISTERED: &[Registered] = history! {
     19 MemorySlice 1 "memory_slice.1.avsc";
     20 Turn 5 "turn.5.avsc";
     21 EncodeSlice 2 "encode_slice.2.avsc";
+    22 Erasure 1 "erasure.1.avsc";
 };
 
 /// The version that is written today.

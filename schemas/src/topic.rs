@@ -41,6 +41,9 @@ pub const REJECTS: &str = "undertone.rejects.v1";
 /// Which of them were driven in again.
 pub const REDRIVES: &str = "undertone.redrives.v1";
 
+/// What was forgotten: consulted by whoever reads turns again.
+pub const ERASURES: &str = "undertone.erasures.v1";
+
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// The topic between two chains: turns that have passed `stage`. Exists only where the chain is cut.
@@ -61,6 +64,7 @@ pub fn kind(topic: &str) -> Option<Kind> {
         FEEDBACK => Some(Kind::Feedback),
         REJECTS => Some(Kind::Reject),
         REDRIVES => Some(Kind::Redrive),
+        ERASURES => Some(Kind::Erasure),
         _ if topic.starts_with("undertone.turns.") && topic.ends_with(".v1") => Some(Kind::Turn),
         _ => None,
     }
@@ -86,6 +90,8 @@ pub fn wanted(cuts: &[&str]) -> Vec<Topic> {
     // Kept for much longer than rejects: a segment goes as a whole, so a reject may outlive its time by as long as a
     // segment takes to fill, and must not be taken for an open one then.
     topics.push(other(REDRIVES, Kind::Redrive, 90, TURN_BYTES_MAX));
+    // Kept for longer than anything that they cover, replayed and restored copies of it included.
+    topics.push(other(ERASURES, Kind::Erasure, 3650, TURN_BYTES_MAX));
     topics
 }
 

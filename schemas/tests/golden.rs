@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use schemas::slice::{
     CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, MemorySlice, PersonalitySlice, Sequence, SynesthesiaSlice,
 };
-use schemas::{Codec, DecodeError, Delivery, Feedback, Kind, Payload, Redrive, Reject, Reply, Turn};
+use schemas::{Codec, DecodeError, Delivery, Erasure, Feedback, Kind, Payload, Redrive, Reject, Reply, Turn};
 
 fn avro(folder: &str, kind: Kind, extension: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("avro").join(folder).join(format!("{}.{extension}", kind.name()))
@@ -54,6 +54,7 @@ fn every_kind_is_written_as_it_was_committed() {
     check::<CoherenceSlice>();
     check::<SynesthesiaSlice>();
     check::<MemorySlice>();
+    check::<Erasure>();
 }
 
 #[test]

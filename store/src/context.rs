@@ -323,6 +323,17 @@ impl Contexts {
         }
     }
 
+    /// As [`crate::history::History::settle`].
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn settle(&self) -> Result<Option<bool>, ContextError> {
+        match &self.backend {
+            Backend::Sqlite(contexts) => Ok(Some(contexts.settle().await?)),
+            Backend::Scylla(_) => Ok(None),
+        }
+    }
+
     /// All slices of a conversation, by stage.
     ///
     /// # Errors

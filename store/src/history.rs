@@ -306,6 +306,18 @@ impl History {
         }
     }
 
+    /// Sees to it that what was erased is nowhere in the files, and says whether it is so by now; `None` where the files are
+    /// a server's.
+    ///
+    /// # Errors
+    /// The database could not serve.
+    pub async fn settle(&self) -> Result<Option<bool>, HistoryError> {
+        match &self.backend {
+            Backend::Sqlite(history) => Ok(Some(history.settle().await?)),
+            Backend::Scylla(_) => Ok(None),
+        }
+    }
+
     /// The highest position of a conversation; `None` if it is not known.
     ///
     /// # Errors

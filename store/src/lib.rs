@@ -7,6 +7,7 @@
 
 pub mod context;
 pub mod cql;
+pub mod erasures;
 pub mod history;
 pub mod log;
 pub mod redis;

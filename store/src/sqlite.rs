@@ -215,6 +215,15 @@ impl Database {
             .await
     }
 
+    /// Carries the whole write-ahead log over into the file and empties it; whether nothing held that up.
+    pub(crate) async fn settle(&self) -> Result<bool, DatabaseError> {
+        let checkpoint = |connection: &mut Connection| {
+            let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+            Ok(busy == 0)
+        };
+        self.writer.call(checkpoint).await
+    }
+
     /// Runs `work` on a snapshot, on the thread with the shortest queue.
     pub(crate) async fn read<T, E, F>(&self, work: F) -> Result<T, E>
     where
@@ -294,6 +303,8 @@ fn connect(path: &Path, layout: &Layout, synchronous: &str) -> Result<Connection
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_MAX)?;
     connection.pragma_update(None, "wal_autocheckpoint", WAL_PAGES_MAX)?;
+    // What is deleted is overwritten: what was forgotten must not lie in free pages.
+    connection.pragma_update(None, "secure_delete", "ON")?;
     migrate(&mut connection, path, layout)?;
     Ok(connection)
 }

@@ -20,7 +20,7 @@ use schemas::slice::{
     CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, MemorySlice, PersonalitySlice, Sequence, SynesthesiaSlice,
 };
 use schemas::{
-    Codec, Delivery, Feedback, Payload, Redrive, Reject, Reply, Stamp, Tier, TraceParent, Turn, time, topic,
+    Codec, Delivery, Erasure, Feedback, Payload, Redrive, Reject, Reply, Stamp, Tier, TraceParent, Turn, time, topic,
 };
 use store::context::Version;
 use store::log::Message;
@@ -117,6 +117,7 @@ pub fn avro(bytes: &[u8]) {
     round::<CoherenceSlice>(bytes);
     round::<SynesthesiaSlice>(bytes);
     round::<MemorySlice>(bytes);
+    round::<Erasure>(bytes);
 }
 
 /// A record of `turns.received`, or of a topic between two chains: it goes through all that a chain does with it, and comes

@@ -9,8 +9,8 @@ use std::time::Duration;
 use processors::{AnyStage, Chain, Failure, KILLS_MAX, Limits, RunError, Stage};
 use schemas::slice::EmotionSlice;
 use schemas::topic::{REJECTS, TURNS_ENRICHED};
-use schemas::{Reject, Skipped, Turn};
-use store::context::{Attempt, Contexts};
+use schemas::{Codec, Reject, Skipped, Stamp, Turn};
+use store::context::{Attempt, Contexts, Write};
 use store::log::Admin;
 use store::log::transact::{CommitError, Event, Settings, Transactor};
 use tests::role::{GROUP, config, surroundings};
@@ -445,4 +445,33 @@ async fn contexts_from_another_log_stop_the_role_and_name_the_mend() {
     let other = Log::start(1, &[]).await;
     let error = Role::start(&other, &contexts, &[], &Arc::default()).ended().await.unwrap_err();
     assert!(error.to_string().contains("recreated"), "{error}");
+}
+
+#[test]
+fn a_turn_that_says_what_was_forgotten_lets_go_of_both_versions_and_the_numbers_go_on() {
+    let chain = Chain::new(tests::toy::stages(&Default::default()), true, Arc::new(Codec::embedded()));
+    let turn = |n: i64, kind: &str| Turn {
+        kind: kind.to_owned(),
+        ..Turn::message("test", "a", "", &n.to_string(), "words", n)
+    };
+    let run = |base: &[Write], mut turn: Turn, offset| {
+        let versions = chain
+            .slices()
+            .into_iter()
+            .filter_map(|slice| Some((slice, base.iter().find(|write| write.stage == slice)?.current.clone())));
+        let mut conversation = chain.open("a", versions.collect()).unwrap();
+        chain.infer(std::slice::from_mut(&mut turn)).unwrap();
+        chain.fold(&mut conversation, &mut turn, Stamp { partition: 0, offset }).unwrap();
+        (turn.position, chain.close(conversation).unwrap())
+    };
+    let (_, said) = run(&[], turn(1, "message"), 0);
+    let (position, forgotten) = run(&said, turn(2, schemas::erasure::ERASURE), 1);
+    let (_, new) = run(&[], turn(2, schemas::erasure::ERASURE), 1);
+    assert_eq!(position, Some(2));
+    for (write, fresh) in forgotten.iter().zip(&new) {
+        let is_sequence = write.stage == processors::sequence::SLICE;
+        assert_eq!(write.previous.is_some(), is_sequence, "{}", write.stage);
+        assert_eq!(write.current.bytes == fresh.current.bytes, !is_sequence, "{}", write.stage);
+    }
+    assert_eq!(run(&forgotten, turn(1, "message"), 2).1, [], "repeats are told still");
 }

@@ -60,6 +60,8 @@ pub struct Config {
     pub history: History,
     /// What is remembered of them.
     pub memory: Memory,
+    /// What is told of what was forgotten.
+    pub privacy: Privacy,
     /// The CQL server, for what is kept there.
     pub scylla: Scylla,
     /// A cache.
@@ -338,6 +340,14 @@ pub enum Scope {
     Conversation,
     /// What a person said to the same bot.
     Person,
+}
+
+/// `[privacy]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Privacy {
+    /// How long backups are kept, in days; 0: there are none.
+    pub backups_days: u32,
 }
 
 /// `[models]`.

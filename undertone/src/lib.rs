@@ -16,6 +16,7 @@ pub mod telemetry;
 pub mod topics;
 pub mod rejects;
 pub mod locate;
+mod forget;
 mod memories;
 mod temporary;
 mod keyboard;

@@ -14,7 +14,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api::memories::{Asked, Found, Locus, MemoriesError, Palace, Pending, Place, Recalled, Room, Show, Why};
+use api::memories::{
+    Asked, Forget, Found, Locus, MemoriesError, Palace, Pending, Place, Recalled, Receipt, Room, Show, Why,
+};
 use processors::recall::{self, Remembered};
 use processors::{Loaded, Models};
 use schemas::{Tier, Turn};
@@ -24,6 +26,7 @@ use store::registry::Registry;
 use tokio::sync::Semaphore;
 
 use crate::config::Scope;
+use crate::forget::Forgetting;
 use held::Held;
 
 /// Conversations of a person that recall looks through, those that were active last first.
@@ -36,8 +39,6 @@ const READS_MAX: usize = 2;
 const READ_WITHIN: Duration = Duration::from_secs(5);
 /// What a memory takes beside its words and its vector, in bytes.
 const OVERHEAD_BYTES: usize = 400;
-/// Bits of a position; those above tell conversations of a person apart.
-const POSITION_BITS: u32 = 40;
 
 /// Memories of all conversations; clones share what they hold.
 #[derive(Debug, Clone)]
@@ -49,6 +50,8 @@ struct Inner {
     registry: Registry,
     models: Loaded,
     scope: Scope,
+    /// Absent where nothing is to be forgotten.
+    forgetting: Option<Forgetting>,
     held: Mutex<Held<Ready>>,
     reads: Semaphore,
     questions: Semaphore,
@@ -102,12 +105,14 @@ impl Remembering {
         models: Loaded,
         scope: Scope,
         bytes_max: usize,
+        forgetting: Option<Forgetting>,
     ) -> Remembering {
         Remembering(Arc::new(Inner {
             history,
             registry,
             models,
             scope,
+            forgetting,
             held: Mutex::new(Held::new(bytes_max)),
             reads: Semaphore::new(READS_MAX),
             questions: Semaphore::new(READS_MAX),
@@ -187,7 +192,7 @@ impl Remembering {
                 let locus = turn.memory.as_ref().and_then(|part| part.locus.clone());
                 let (Some(locus), true) = (locus, belongs) else { continue };
                 let Some(mut remembered) = Remembered::of(&turn) else { continue };
-                remembered.position |= (place as i64) << POSITION_BITS;
+                remembered.position |= (place as i64) << recall::POSITION_BITS;
                 bytes += OVERHEAD_BYTES + turn.text.len() * 2 + 2 * remembered.vector.values.len();
                 full += usize::from(turn.encoding.as_ref().is_some_and(|made| made.provenance.tier == Tier::Full));
                 let room = rooms.entry((place, locus.room)).or_default();
@@ -232,6 +237,19 @@ impl Remembering {
 impl api::memories::Memories for Remembering {
     fn recall<'a>(&'a self, conversation: &'a str, asked: Asked<'a>) -> Pending<'a, Recalled> {
         Box::pin(self.recalled(conversation, asked))
+    }
+
+    fn forget<'a>(&'a self, what: Forget<'a>) -> Pending<'a, Option<Receipt>> {
+        Box::pin(async move {
+            let forgetting = self.0.forgetting.as_ref();
+            let forgetting = forgetting.ok_or_else(|| MemoriesError::Forget("not wired here".to_owned()))?;
+            forgetting.forget(what).await.map_err(|error| MemoriesError::Forget(format!("{error:#}")))
+        })
+    }
+
+    fn let_go(&self, conversations: &[String]) {
+        let mut held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|ready| !ready.marks.iter().any(|(conversation, _)| conversations.contains(conversation)));
     }
 
     fn palace<'a>(&'a self, conversation: &'a str, loci_max: usize, show: Show) -> Pending<'a, Palace> {

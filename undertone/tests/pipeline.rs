@@ -2,6 +2,7 @@
 //! not meet. On the embedded broker, and on the Apache Kafka that `UNDERTONE_TEST_KAFKA` names, but for what is in
 //! `embedded`; with history in a file, and on the Apache Cassandra that `UNDERTONE_TEST_CASSANDRA` names.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -138,6 +139,105 @@ async fn what_was_said_is_recalled_with_the_reason_and_stands_in_a_palace() {
     assert!(running.stop().await.drained);
 }
 
+/// Waits until the history has so many turns of a conversation, and returns the page.
+async fn kept(running: &Running, room: &str, count: usize) -> Value {
+    let look = async {
+        loop {
+            let (status, body) = get(running, &format!("/v1/conversations/{room}/turns")).await;
+            let page: Value = serde_json::from_str(&body).unwrap();
+            let there = page["turns"].as_array().is_some_and(|turns| turns.len() >= count);
+            let memories = get(running, &format!("/v1/conversations/{room}/palace")).await.0;
+            if status == 200 && there && memories == 200 {
+                return page;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, look).await.expect("the turns are kept in time")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_forgotten_is_gone_everywhere_and_does_not_come_back() {
+    const WORD: &str = "marzipan";
+    let server = Server::for_program().await;
+    let config = configured(&server);
+    let running = started(config.clone()).await;
+    converse(&running, "room", &["the password of the old vault is marzipan", "nobody else knows about the marzipan"])
+        .await;
+    converse(&running, "hall", &["the train to the mountains was late again"]).await;
+    kept(&running, "room", 2).await;
+    kept(&running, "hall", 1).await;
+    assert_eq!(get(&running, "/v1/conversations/room/memories?q=password").await.0, 200);
+    let delete = format!("DELETE /v1/conversations/room HTTP/1.1\r\nHost: {}", running.http());
+    let (status, receipt) = ask(&running, &delete).await;
+    let receipt: Value = serde_json::from_str(&receipt).unwrap();
+    assert_eq!((status, &receipt["turns"]), (200, &2.into()), "{receipt}");
+    let places = receipt["places"].as_array().unwrap();
+    assert!(places.iter().all(|held| held["state"] != "pending"), "{receipt}");
+    assert!(places.iter().any(|held| held["place"] == "log segments of undertone.turns.received.v1"), "{receipt}");
+    assert_eq!(receipt["complete"], false, "the log has them until retention takes it");
+    for path in ["turns", "palace", "memories?q=password"] {
+        let (_, body) = get(&running, &format!("/v1/conversations/room/{path}")).await;
+        assert!(!body.contains(WORD) && !body.contains("vault"), "{path}: {body}");
+    }
+    assert_eq!(ask(&running, &delete.replace("/room", "/nowhere")).await.0, 404);
+    // What comes later is another matter, and the numbers go on.
+    let later = converse_from(&running, "room", &["a", "b", "spring is here"], 1).await;
+    assert_eq!(later[0]["position"], 4, "{later:?}");
+    kept(&running, "room", 2).await;
+    assert!(running.stop().await.drained);
+
+    if server.cassandra.is_none() {
+        for name in ["history.sqlite", "history.sqlite-wal", "contexts.sqlite", "contexts.sqlite-wal"] {
+            let bytes = std::fs::read(server.folder().join(name)).unwrap_or_default();
+            assert!(!bytes.windows(WORD.len()).any(|part| part == WORD.as_bytes()), "{name} has the word");
+        }
+        // Another history is written from the log, which has the words still.
+        for name in ["history.sqlite", "history.sqlite-wal", "history.sqlite-shm"] {
+            let _ = std::fs::remove_file(server.folder().join(name));
+        }
+        let running = started(config).await;
+        kept(&running, "hall", 1).await;
+        let page = kept(&running, "room", 2).await.to_string();
+        assert!(page.contains("spring is here") && !page.contains(WORD), "{page}");
+        assert!(running.stop().await.drained);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_a_room_and_a_person_are_forgotten_by_themselves() {
+    let server = Server::for_program().await;
+    let running = started(configured(&server)).await;
+    let texts =
+        ["my sister Anna bakes bread in Lisbon", "the train to Porto was late", "we play chess on rainy evenings"];
+    converse(&running, "room", &texts).await;
+    converse(&running, "hall", &["nobody has seen the green umbrella"]).await;
+    kept(&running, "room", 3).await;
+    kept(&running, "hall", 1).await;
+    let forget = async |path: &str| {
+        let head = format!("DELETE /v1/{path} HTTP/1.1\r\nHost: {}", running.http());
+        let (status, body) = ask(&running, &head).await;
+        (status, serde_json::from_str::<Value>(&body).unwrap()["turns"].as_u64())
+    };
+    let texts_of = async |room: &str| {
+        let page = get(&running, &format!("/v1/conversations/{room}/turns?order=asc")).await.1;
+        let page: Value = serde_json::from_str(&page).unwrap();
+        let texts = page["turns"].as_array().unwrap().iter().map(|turn| turn["text"].as_str().unwrap().to_owned());
+        texts.filter(|text| !text.is_empty()).collect::<Vec<String>>()
+    };
+    assert_eq!(forget("conversations/room/memories/99").await.0, 404);
+    assert_eq!(forget("conversations/room/memories/2").await, (200, Some(1)));
+    assert_eq!(texts_of("room").await, [texts[0], texts[2]]);
+    let palace: Value = serde_json::from_str(&get(&running, "/v1/conversations/room/palace").await.1).unwrap();
+    let (number, count) = (&palace["rooms"][0]["room"], palace["rooms"][0]["memories"].as_u64());
+    assert_eq!(forget(&format!("conversations/room/rooms/{number}")).await, (200, count));
+    assert_eq!(texts_of("room").await.len() as u64, 2 - count.unwrap());
+    assert_eq!(forget("people/websocket%3Anobody").await.0, 404);
+    assert_eq!(forget("people/websocket%3Aann").await, (200, Some(3 - count.unwrap())));
+    assert_eq!((texts_of("room").await, texts_of("hall").await), (Vec::new(), Vec::new()));
+    assert!(running.stop().await.drained);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn client_that_closes_a_socket_is_answered() {
     let server = Server::for_program().await;
@@ -262,6 +362,79 @@ mod embedded {
         assert!(one.stop().await.drained);
         assert_eq!(get(&other, "/readyz").await.0, 200, "ending one leaves the other");
         assert!(other.stop().await.drained);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn ten_thousand_memories_are_forgotten_while_one_waits() {
+        const MEMORIES: i64 = 10_000;
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::at(dir.path());
+        let running = started(config.clone()).await;
+        let history = store::history::History::open(&config.history_path()).await.unwrap();
+        let codec = schemas::Codec::embedded();
+        for part in (1..=MEMORIES).collect::<Vec<i64>>().chunks(1000) {
+            let turns: Vec<_> = part.iter().map(|position| remembered(*position)).collect();
+            let row = |turn: &schemas::Turn| store::history::Row {
+                conversation: turn.conversation.clone(),
+                position: turn.position.unwrap(),
+                id: turn.id,
+                at: turn.at,
+                person: turn.person(),
+                value: codec.encode(turn).unwrap(),
+            };
+            let memory = |turn: &schemas::Turn| store::history::Memory {
+                conversation: turn.conversation.clone(),
+                position: turn.position.unwrap(),
+                person: turn.person(),
+                room: 1,
+                salience: 0.5,
+                value: codec.encode(turn).unwrap(),
+            };
+            history.remember(turns.iter().map(row).collect(), turns.iter().map(memory).collect()).await.unwrap();
+        }
+        let palace: Value = serde_json::from_str(&get(&running, "/v1/conversations/big/palace").await.1).unwrap();
+        assert_eq!(palace["memories"], MEMORIES);
+        let begun = std::time::Instant::now();
+        let delete = format!("DELETE /v1/conversations/big HTTP/1.1\r\nHost: {}", running.http());
+        let (status, receipt) = ask(&running, &delete).await;
+        let took = begun.elapsed();
+        assert_eq!(status, 200, "{receipt}");
+        assert!(!receipt.contains("pending"), "{receipt}");
+        let palace: Value = serde_json::from_str(&get(&running, "/v1/conversations/big/palace").await.1).unwrap();
+        assert_eq!(palace["memories"], 0);
+        let _ = writeln!(std::io::stderr(), "{MEMORIES} memories were forgotten in {} ms", took.as_millis());
+        // The aim is a second; other tests run beside this one.
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        assert!(running.stop().await.drained);
+    }
+
+    /// A turn of a long conversation, as the history writer remembers it.
+    fn remembered(position: i64) -> schemas::Turn {
+        let provenance =
+            schemas::Provenance { model: "m".to_owned(), version: "1".to_owned(), tier: schemas::Tier::Fast };
+        let text = format!("on day {position} we spoke of trains, weather and the price of bread in the old town");
+        let locus =
+            schemas::Locus { room: 1, name: "trains".to_owned(), place: position as i32, x: 0, y: 0, sensitive: false };
+        schemas::Turn {
+            position: Some(position),
+            sender: Some(schemas::Sender { id: "ann".to_owned(), name: None, bot: false }),
+            encoding: Some(schemas::Encoding {
+                provenance: provenance.clone(),
+                embedding: schemas::Embedding::quantise(&vec![0.5; 384]),
+                language: None,
+                language_confidence: None,
+                feeling: None,
+                grams: None,
+            }),
+            memory: Some(schemas::Memory {
+                provenance,
+                salience: 0.5,
+                keep: true,
+                terms: vec!["train".to_owned(), "weather".to_owned()],
+                locus: Some(locus),
+            }),
+            ..schemas::Turn::message("websocket", "big", "", &position.to_string(), &text, 1000 * position)
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

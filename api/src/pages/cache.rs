@@ -68,6 +68,10 @@ impl Cache {
         move || kept.weighted_size()
     }
 
+    pub(super) fn let_go(&self) {
+        self.kept.invalidate_all();
+    }
+
     pub(super) async fn get(&self, key: &Key) -> Option<Entry> {
         self.kept.get(key).await
     }

@@ -3,9 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use api::Config;
-use api::memories::{Asked, Found, Memories, MemoriesError, Palace, Pending, Place, Recalled, Show, Why};
+use api::memories::{
+    Asked, Forget, Found, Held, Memories, MemoriesError, Palace, Pending, Place, Recalled, Receipt, Show, Why,
+};
+use schemas::Turn;
 
-use crate::site::Site;
+use crate::site::{Site, turns};
 
 /// Answers what it is told to, and notes what it was asked.
 #[derive(Debug, Default)]
@@ -23,6 +26,24 @@ impl Memories for Noting {
                 _ => Ok(recalled(conversation)),
             }
         })
+    }
+
+    fn forget<'a>(&'a self, what: Forget<'a>) -> Pending<'a, Option<Receipt>> {
+        self.0.lock().unwrap().push(format!("{what:?}"));
+        Box::pin(async move {
+            match what {
+                Forget::Person("test:nobody") => Ok(None),
+                Forget::Conversation("broken") => Err(MemoriesError::Forget("the log is away".to_owned())),
+                _ => {
+                    let places = vec![Held::erased("history"), Held::expires("log", "2030-01-01T00:00:00Z".to_owned())];
+                    Ok(Some(Receipt::new("id", "now".to_owned(), "it".to_owned(), 3, vec!["c".to_owned()], places)))
+                }
+            }
+        })
+    }
+
+    fn let_go(&self, conversations: &[String]) {
+        self.0.lock().unwrap().push(format!("let go {conversations:?}"));
     }
 
     fn palace<'a>(&'a self, conversation: &'a str, loci_max: usize, show: Show) -> Pending<'a, Palace> {
@@ -102,4 +123,60 @@ async fn what_cannot_be_asked_is_refused_with_the_mend() {
         assert_eq!((found, &problem["code"]), (status, &code.into()), "{question}");
         assert!(problem["mend"].as_str().is_some_and(|mend| !mend.is_empty()));
     }
+}
+
+#[tokio::test]
+async fn what_is_forgotten_is_answered_by_a_receipt_and_leaves_the_memory_of_the_process() {
+    let mut site = Site::start(Config::default()).await;
+    let noting = Arc::new(Noting::default());
+    site.remember(noting.clone()).await;
+    site.keep(&turns("c", 1..=3)).await;
+    let positions = async || site.get("/v1/conversations/c/turns").await.1["turns"].as_array().map(Vec::len);
+    assert_eq!(positions().await, Some(3));
+    site.history.erase_turns("c", vec![2]).await.unwrap();
+    assert_eq!(positions().await, Some(3), "the page is believed for a while");
+    let (status, receipt) = site.delete("/v1/conversations/c/memories/2").await;
+    assert_eq!((status, &receipt["complete"], &receipt["turns"]), (200, &false.into(), &3.into()));
+    assert_eq!(receipt["places"][1]["until"], "2030-01-01T00:00:00Z");
+    assert_eq!(positions().await, Some(2));
+    for (path, status) in [
+        ("/v1/conversations/c", 200),
+        ("/v1/conversations/c/rooms/7", 200),
+        ("/v1/people/test%3Aann", 200),
+        ("/v1/people/test%3Anobody", 404),
+        ("/v1/conversations/broken", 503),
+        ("/v1/conversations/c/rooms/x", 400),
+        ("/v1/conversations/c/memories/0", 400),
+    ] {
+        assert_eq!(site.delete(path).await.0, status, "{path}");
+    }
+    let let_go = "let go [\"c\"]";
+    let expected = [
+        "Memory { conversation: \"c\", position: 2 }",
+        let_go,
+        "Conversation(\"c\")",
+        let_go,
+        "Room { conversation: \"c\", room: 7 }",
+        let_go,
+        "Person(\"test:ann\")",
+        let_go,
+        "Person(\"test:nobody\")",
+        "Conversation(\"broken\")",
+    ];
+    assert_eq!(*noting.0.lock().unwrap(), expected);
+}
+
+#[tokio::test]
+async fn another_process_that_forgets_is_heard_through_the_log() {
+    let mut site = Site::start(Config::default()).await;
+    let noting = Arc::new(Noting::default());
+    site.remember(noting.clone()).await;
+    let mark = Turn { kind: schemas::erasure::ERASURE.to_owned(), ..turns("c", 4..=4).remove(0) };
+    site.say(&[mark]).await;
+    let until = tokio::time::Instant::now() + tests::PATIENCE;
+    while noting.0.lock().unwrap().is_empty() {
+        assert!(tokio::time::Instant::now() < until, "it is heard in time");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(*noting.0.lock().unwrap(), ["let go [\"c\"]"]);
 }

@@ -118,6 +118,12 @@ impl Site {
         (status, serde_json::from_str(&response.text().await.unwrap()).unwrap())
     }
 
+    pub(crate) async fn delete(&self, path: &str) -> (u16, Value) {
+        let response = reqwest::Client::new().delete(format!("http://{}{path}", self.http)).send().await.unwrap();
+        let status = response.status().as_u16();
+        (status, serde_json::from_str(&response.text().await.unwrap()).unwrap())
+    }
+
     pub(crate) async fn connect(&self, query: &str) -> Client {
         let url = format!("ws://{}/v1/stream{query}", self.http);
         Client { socket: tokio_tungstenite::connect_async(url).await.unwrap().0, resume: None }

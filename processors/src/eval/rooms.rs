@@ -46,7 +46,7 @@ impl Task for RoomsTask {
             ("v_measure", "V-measure ↑"),
             ("homogeneity", "homogeneity ↑"),
             ("completeness", "completeness ↑"),
-            ("rooms", "rooms"),
+            ("rooms", "rooms of a chat"),
             ("moved", "places moved ↓"),
         ]
     }

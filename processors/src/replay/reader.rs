@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use schemas::topic::TURNS_ENRICHED;
 use schemas::{Codec, Stamp, Turn};
+use store::erasures::Erasures;
 use store::log::transact::Standing;
 use store::log::{From, Kafka, LogError, Message, Tail};
 
@@ -26,11 +27,13 @@ pub(crate) struct Reader {
     replay: Replay,
     kafka: Kafka,
     cursors: BTreeMap<i32, Cursor>,
+    /// What had been forgotten when the first turn was read.
+    erasures: Option<Erasures>,
 }
 
 impl Reader {
     pub(crate) fn new(replay: Replay, kafka: Kafka) -> Reader {
-        Reader { replay, kafka, cursors: BTreeMap::new() }
+        Reader { replay, kafka, cursors: BTreeMap::new(), erasures: None }
     }
 
     /// Lets a group that has committed nothing begin where the replay does.
@@ -69,7 +72,11 @@ impl Reader {
             );
             return Err(RunError::Between { topic: message.topic.to_string(), partition, offset, detail });
         }
-        if !self.replay.range.has_time(turn.received_at) {
+        if self.erasures.is_none() {
+            self.erasures = Some(Erasures::read(&self.kafka, codec).await?);
+        }
+        let forgotten = self.erasures.as_ref().is_some_and(|erasures| erasures.covers(&turn));
+        if forgotten || !self.replay.range.has_time(turn.received_at) {
             return Ok(None);
         }
         let mut turn = Turn {

@@ -160,6 +160,11 @@ impl Sqlite {
             .await
     }
 
+    /// See [`super::Contexts::settle`].
+    pub(super) async fn settle(&self) -> Result<bool, ContextError> {
+        Ok(self.database.settle().await?)
+    }
+
     /// See [`super::Contexts::show`].
     pub(super) async fn show(&self, conversation: &str) -> Result<Vec<Record>, ContextError> {
         let conversation = conversation.to_owned();

@@ -308,6 +308,11 @@ impl Sqlite {
             .await
     }
 
+    /// See [`super::History::settle`].
+    pub(super) async fn settle(&self) -> Result<bool, HistoryError> {
+        Ok(self.database.settle().await?)
+    }
+
     /// See [`super::History::last_position`].
     pub(super) async fn last_position(&self, conversation: &str) -> Result<Option<i64>, HistoryError> {
         let conversation = conversation.to_owned();

@@ -11,8 +11,9 @@ use std::time::Duration;
 use schemas::{Codec, topic};
 use serde::Serialize;
 
-use super::writer::read;
+use super::writer::{Fate, read};
 use super::{History, HistoryError, Kept, Memory, PAGE_MAX, Page, Row};
+use crate::erasures::Erasures;
 use crate::log::{From, Kafka, LogError, Tail};
 
 /// Records that are compared at a time.
@@ -68,6 +69,7 @@ pub async fn verify(
 ) -> Result<Comparison, VerifyError> {
     // Before the topic's ends: what the writer keeps meanwhile is not called missing.
     let reached = history.reached(topic::TURNS_ENRICHED).await?;
+    let erasures = Erasures::read(kafka, codec).await?;
     let mut tail = Tail::open(kafka, topic::TURNS_ENRICHED, From::Beginning).await?;
     let ends = tail.ends_when_opened().clone();
     let mut found = Comparison::default();
@@ -84,10 +86,13 @@ pub async fn verify(
             found.to_come += 1;
             continue;
         }
-        let Ok((row, memory)) = read(codec, message) else {
+        let Ok((row, memory, fate)) = read(codec, message, &erasures) else {
             found.unreadable += 1;
             continue;
         };
+        if fate == Fate::Forgotten {
+            continue;
+        }
         batch.entry(row.conversation.clone()).or_default().insert(row.position, (row, memory));
         batched += 1;
         if batched == BATCH {

@@ -12,12 +12,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
+use schemas::erasure::ERASURE;
 use schemas::{Codec, Envelope, Header, Reason, Reject, Span, SpanKind, Spans, TraceParent, Turn, topic};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{History, HistoryError, Kept, Memory, Row};
+use super::{History, HistoryError, Kept, Memory, PAGE_MAX, Page, Row};
+use crate::erasures::Erasures;
 use crate::log::{AppendError, GroupReader, Joining, Kafka, LogError, Message, Producer, Record};
 use crate::registry::{Registry, RegistryError};
 use crate::{Pauses, Waiting};
@@ -106,13 +108,14 @@ pub async fn run(
     let joining = Joining { session_timeout: config.session_timeout, kept };
     config.waiting.clear();
     let mut reader = GroupReader::join_with(&config.kafka, &config.group, topic::TURNS_ENRICHED, &joining)?;
-    let writer = Writer {
+    let mut writer = Writer {
         codec: Arc::clone(config.registry.codec()),
         meters: Meters::new(meter),
         spans,
         config,
         history,
         rejects,
+        erasures: Erasures::default(),
     };
     let result = writer.run(&mut reader, &shutdown).await;
     reader.close().await;
@@ -133,11 +136,14 @@ struct Writer {
     rejects: Producer,
     meters: Meters,
     spans: Spans,
+    erasures: Erasures,
 }
 
 impl Writer {
-    async fn run(&self, reader: &mut GroupReader, shutdown: &CancellationToken) -> Result<(), WriterError> {
-        let mut patience = Patience::new(&self.config.waiting);
+    async fn run(&mut self, reader: &mut GroupReader, shutdown: &CancellationToken) -> Result<(), WriterError> {
+        let waiting = Arc::clone(&self.config.waiting);
+        self.learn(&waiting, shutdown).await?;
+        let mut patience = Patience::new(&waiting);
         loop {
             let batch = tokio::select! {
                 biased;
@@ -154,7 +160,7 @@ impl Writer {
             };
             self.keep(batch, reader.reached(), shutdown).await?;
             match reader.commit().await {
-                Ok(()) => patience = Patience::new(&self.config.waiting),
+                Ok(()) => patience = Patience::new(&waiting),
                 Err(error) if error.is_transient() => patience.wait(error.into(), shutdown).await?,
                 Err(error) => return Err(error.into()),
             }
@@ -166,7 +172,7 @@ impl Writer {
 
     /// Keeps a batch. Cancelled only between two tries: then nothing was kept and nothing will be committed.
     async fn keep(
-        &self,
+        &mut self,
         batch: Vec<Message>,
         reached: &BTreeMap<i32, i64>,
         shutdown: &CancellationToken,
@@ -180,7 +186,11 @@ impl Writer {
         let reached = Arc::new(reached.clone());
         let values = batch.iter().filter_map(|message| message.value.as_deref());
         self.config.registry.know::<Turn>(values, shutdown).await?;
-        let (rows, memories, rejects) = self.sort(batch);
+        let waiting = Arc::clone(&self.config.waiting);
+        if batch.iter().any(|message| self.says_so(message)) {
+            self.learn(&waiting, shutdown).await?;
+        }
+        let Sorted { rows, memories, marks, rejects } = self.sort(batch);
         for reject in &rejects {
             self.set_aside(reject, shutdown).await?;
         }
@@ -188,12 +198,20 @@ impl Writer {
         let remembered = memories.len() as u64;
         let (rows, memories) = (Arc::from(rows), Arc::from(memories));
         let batch = Kept { rows, memories, topic: topic::TURNS_ENRICHED, reached };
-        let mut patience = Patience::new(&self.config.waiting);
+        let mut patience = Patience::new(&waiting);
         while let Err(error) = self.history.keep(batch.clone()).await {
             if !error.is_transient() {
                 return Err(error.into());
             }
             patience.wait(error.into(), shutdown).await?;
+        }
+        for (conversation, position) in marks {
+            while let Err(error) = self.forget(&conversation, position).await {
+                if !error.is_transient() {
+                    return Err(error.into());
+                }
+                patience.wait(error.into(), shutdown).await?;
+            }
         }
         for parent in watched {
             // The same turn gets the same span when it is read again.
@@ -212,20 +230,57 @@ impl Writer {
         Ok(())
     }
 
-    /// Tells turns from what is none.
-    fn sort(&self, batch: Vec<Message>) -> (Vec<Row>, Vec<Memory>, Vec<Reject>) {
-        let mut rows = Vec::with_capacity(batch.len());
-        let (mut memories, mut rejects) = (Vec::new(), Vec::new());
-        for message in batch {
-            match read(&self.codec, message) {
-                Ok((row, memory)) => {
-                    rows.push(row);
-                    memories.extend(memory);
+    /// Whether a turn says that something was forgotten. Few have the word in them, and they are read once more.
+    fn says_so(&self, message: &Message) -> bool {
+        let value = message.value.as_deref().unwrap_or_default();
+        let has_word = value.windows(ERASURE.len()).any(|part| part == ERASURE.as_bytes());
+        has_word && self.codec.decode::<Turn>(value).is_ok_and(|turn| turn.is_erasure())
+    }
+
+    /// Reads what was forgotten.
+    async fn learn(&mut self, waiting: &Waiting, shutdown: &CancellationToken) -> Result<(), WriterError> {
+        let mut patience = Patience::new(waiting);
+        loop {
+            match Erasures::read(&self.config.kafka, &self.codec).await {
+                Ok(erasures) => {
+                    self.erasures = erasures;
+                    return Ok(());
                 }
-                Err(reject) => rejects.push(*reject),
+                Err(error) if error.is_transient() => patience.wait(error.into(), shutdown).await?,
+                Err(error) => return Err(error.into()),
             }
         }
-        (rows, memories, rejects)
+    }
+
+    /// Erases what this writer kept of a conversation before it knew that it was forgotten: that is in front of the turn
+    /// that says so, and not far.
+    async fn forget(&self, conversation: &str, position: i64) -> Result<(), HistoryError> {
+        let before = self.history.turns(conversation, Page::Before(Some(position)), PAGE_MAX).await?;
+        let covered = |row: &Row| self.codec.decode::<Turn>(&row.value).is_ok_and(|turn| self.erasures.covers(&turn));
+        let positions: Vec<i64> = before.iter().filter(|row| covered(row)).map(|row| row.position).collect();
+        if !positions.is_empty() {
+            self.history.erase_turns(conversation, positions).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells turns from what is none, and leaves out what was forgotten. Beside them, where turns say that something was.
+    fn sort(&self, batch: Vec<Message>) -> Sorted {
+        let mut sorted = Sorted::default();
+        for message in batch {
+            match read(&self.codec, message, &self.erasures) {
+                Ok((_, _, Fate::Forgotten)) => {}
+                Ok((row, memory, fate)) => {
+                    if fate == Fate::Mark {
+                        sorted.marks.push((row.conversation.clone(), row.position));
+                    }
+                    sorted.rows.push(row);
+                    sorted.memories.extend(memory);
+                }
+                Err(reject) => sorted.rejects.push(*reject),
+            }
+        }
+        sorted
     }
 
     async fn set_aside(&self, reject: &Reject, shutdown: &CancellationToken) -> Result<(), WriterError> {
@@ -256,8 +311,34 @@ impl Writer {
     }
 }
 
-/// What is kept of an enriched turn, and the memory of it if it is worth one; a reject if it is none.
-pub(super) fn read(codec: &Codec, message: Message) -> Result<(Row, Option<Memory>), Box<Reject>> {
+/// A batch, sorted.
+#[derive(Default)]
+struct Sorted {
+    rows: Vec<Row>,
+    memories: Vec<Memory>,
+    /// Where turns say that something in front of them was forgotten: conversation and position.
+    marks: Vec<(String, i64)>,
+    rejects: Vec<Reject>,
+}
+
+/// What becomes of a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is kept.
+    Kept,
+    /// It is kept, and says that something in front of it was forgotten.
+    Mark,
+    /// It was forgotten.
+    Forgotten,
+}
+
+/// What is kept of an enriched turn, the memory of it if it is worth one, and whether it was forgotten; a reject if it is
+/// none.
+pub(super) fn read(
+    codec: &Codec,
+    message: Message,
+    erasures: &Erasures,
+) -> Result<(Row, Option<Memory>, Fate), Box<Reject>> {
     let decoded = codec.decode::<Turn>(message.value.as_deref().unwrap_or_default());
     let turn = match decoded {
         Ok(turn) => turn,
@@ -277,6 +358,11 @@ pub(super) fn read(codec: &Codec, message: Message) -> Result<(Row, Option<Memor
         let detail = "the key is not the turn's conversation: only the processors may write this topic";
         return Err(reject(message, Reason::Invalid, detail.to_owned()));
     }
+    let fate = match () {
+        () if erasures.covers(&turn) => Fate::Forgotten,
+        () if turn.is_erasure() => Fate::Mark,
+        () => Fate::Kept,
+    };
     let person = turn.person();
     let row = Row {
         conversation: turn.conversation.clone(),
@@ -286,7 +372,7 @@ pub(super) fn read(codec: &Codec, message: Message) -> Result<(Row, Option<Memor
         person: person.clone(),
         value: message.value.unwrap_or_default(),
     };
-    Ok((row, memory(codec, turn, position, person)))
+    Ok((row, memory(codec, turn, position, person), fate))
 }
 
 /// What recall needs of a turn: the words, who said them, their vector and their place.

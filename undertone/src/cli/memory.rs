@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use api::memories::{Asked, Found, Memories as _, Recalled, Show, Why};
+use api::memories::{Asked, Forget, Found, Held, Memories as _, Recalled, Receipt, Show, Why};
 use clap::Subcommand;
 use processors::{Loaded, Models};
 use schemas::envelope;
 
 use super::{runtime, say};
-use crate::config::{Config, StoreKind};
+use crate::config::{Config, Memory, StoreKind};
+use crate::forget::Forgetting;
 use crate::health::Health;
 use crate::locate;
 use crate::memories::{Remembering, map};
@@ -36,6 +37,26 @@ pub(super) enum MemoryCommand {
         /// Name rooms of health, sex, religion or politics too.
         #[arg(long)]
         all: bool,
+        /// One JSON object, rather than lines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget a memory, a room, a conversation or a person, and tell what holds the words still; status 2 while something is
+    /// under way: ask again.
+    #[command(group = clap::ArgGroup::new("what").required(true))]
+    Forget {
+        /// One memory with its turn, as CONVERSATION/POSITION.
+        #[arg(long, group = "what", value_name = "CONVERSATION/POSITION", value_parser = numbered)]
+        memory: Option<(String, i64)>,
+        /// The memories of a room with their turns, as CONVERSATION/ROOM.
+        #[arg(long, group = "what", value_name = "CONVERSATION/ROOM", value_parser = numbered)]
+        room: Option<(String, i64)>,
+        /// All that was said in a conversation.
+        #[arg(long, group = "what", value_name = "CONVERSATION")]
+        conversation: Option<String>,
+        /// All that a person said, in all conversations.
+        #[arg(long, group = "what", value_name = "SOURCE:SENDER")]
+        person: Option<String>,
         /// One JSON object, rather than lines.
         #[arg(long)]
         json: bool,
@@ -73,6 +94,26 @@ pub(super) fn memory(config: &Config, command: MemoryCommand) -> anyhow::Result<
             })?;
             if json { say(&serde_json::to_string(&recalled)?) } else { say(&told(&recalled)) }
         }
+        MemoryCommand::Forget { memory, room, conversation, person, json } => {
+            let what = match (&memory, &room, &conversation, &person) {
+                (Some((conversation, position)), ..) => Forget::Memory { conversation, position: *position },
+                (_, Some((conversation, room)), ..) => {
+                    Forget::Room { conversation, room: i32::try_from(*room).context("a room has a smaller number")? }
+                }
+                (.., Some(conversation), _) => Forget::Conversation(conversation),
+                (.., Some(person)) => Forget::Person(person),
+                _ => unreachable!("one of them is required"),
+            };
+            let receipt = runtime()?.block_on(forget(config, what))?;
+            let receipt = receipt.context("there is nothing of it in the history; is the id right?")?;
+            if json {
+                say(&serde_json::to_string(&receipt)?)?
+            } else {
+                say(&receipted(&receipt))?
+            };
+            let under_way = receipt.places.iter().any(|held| held.state == "pending");
+            Ok(if under_way { ExitCode::from(2) } else { ExitCode::SUCCESS })
+        }
         MemoryCommand::Map { conversation, svg, all, json } => {
             let palace = runtime()?.block_on(async {
                 let palace = remembering(config, Loaded::default()).await?;
@@ -97,7 +138,41 @@ async fn remembering(config: &Config, models: Loaded) -> anyhow::Result<Remember
     );
     let history = Databases::new(Health::default()).history(config).await?;
     let registry = up::open_registry(config, &Health::default(), &Metrics::new().meter()).await?;
-    Ok(Remembering::new(history, registry, models, config.memory.scope, config.memory.cache_bytes_max))
+    let Memory { scope, cache_bytes_max, .. } = config.memory;
+    Ok(Remembering::new(history, registry, models, scope, cache_bytes_max, None))
+}
+
+async fn forget(config: &Config, what: Forget<'_>) -> anyhow::Result<Option<Receipt>> {
+    let (kafka, broker) = super::replay::reach(config).await?;
+    let done = async {
+        let databases = Databases::new(Health::default());
+        let history = databases.history(config).await?;
+        let contexts = databases.contexts_here(config).await?;
+        let registry = up::open_registry(config, &Health::default(), &Metrics::new().meter()).await?;
+        Forgetting::new(config, kafka, history, registry, contexts).forget(what).await
+    };
+    let done = done.await;
+    if let Some(broker) = broker {
+        broker.stop().await;
+    }
+    done
+}
+
+/// CONVERSATION/NUMBER; the conversation may have slashes too.
+fn numbered(text: &str) -> Result<(String, i64), String> {
+    let parts = text.rsplit_once('/').and_then(|(name, number)| Some((name, number.parse::<i64>().ok()?)));
+    let (name, number) = parts.filter(|(name, number)| !name.is_empty() && *number > 0).ok_or("give NAME/NUMBER")?;
+    Ok((name.to_owned(), number))
+}
+
+fn receipted(receipt: &Receipt) -> String {
+    let Receipt { id, at, what, turns, complete, places, .. } = receipt;
+    let mut text = format!("forgotten   {}\nasked for   {at}\nerasure     {id}\nturns       {turns}\n\n", plain(what));
+    for Held { place, state, until, why } in places {
+        let more = until.as_deref().or(why.as_deref()).map(|more| format!(" {more}")).unwrap_or_default();
+        text += &format!("  {state}{more}: {place}\n");
+    }
+    text + if *complete { "\nnothing holds the words any more\n" } else { "\nsome places hold the words until then\n" }
 }
 
 fn models(config: &Config) -> anyhow::Result<Loaded> {

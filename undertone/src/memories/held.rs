@@ -50,6 +50,12 @@ impl<T> Held<T> {
         self.values.insert(name.to_owned(), Entry { value, bytes, used: self.uses });
     }
 
+    /// Lets go of what is not wanted.
+    pub(super) fn retain(&mut self, wanted: impl Fn(&T) -> bool) {
+        self.values.retain(|_, entry| wanted(&entry.value));
+        self.bytes = self.values.values().map(|entry| entry.bytes).sum();
+    }
+
     fn remove(&mut self, name: &str) {
         if let Some(entry) = self.values.remove(name) {
             self.bytes -= entry.bytes;

@@ -11,6 +11,8 @@ const MARGIN: f64 = 40.0;
 const TITLE: f64 = 70.0;
 /// Side of the smallest and of the largest room.
 const SIDE: (f64, f64) = (64.0, 132.0);
+/// Names stand in the middle under their rooms, and paths run behind them.
+const HALO: &str = "text-anchor=\"middle\" paint-order=\"stroke\" stroke=\"#1b1a22\" stroke-width=\"6\"";
 /// Lights of a room at most.
 pub(crate) const LIGHTS_MAX: usize = 60;
 /// The angle between two lights: they fill a disc evenly, and none moves when another comes.
@@ -92,8 +94,8 @@ fn draw(svg: &mut String, room: &Room, (x, y): (f64, f64), most: usize) {
     let (name, colour) = called(room);
     let _ = writeln!(
         svg,
-        "<text x=\"{x:.1}\" y=\"{below:.1}\" font-size=\"15\" text-anchor=\"middle\" fill=\"{colour}\">{}</text>\n\
-         <text x=\"{x:.1}\" y=\"{:.1}\" font-size=\"12\" text-anchor=\"middle\" fill=\"#a9a291\">{}</text></g>",
+        "<text x=\"{x:.1}\" y=\"{below:.1}\" font-size=\"15\" {HALO} fill=\"{colour}\">{}</text>\n\
+         <text x=\"{x:.1}\" y=\"{:.1}\" font-size=\"12\" {HALO} fill=\"#a9a291\">{}</text></g>",
         escaped(&cut(&name, 26)),
         below + 17.0,
         room.memories

@@ -31,6 +31,7 @@ fn said(conversation: &str, position: i64, who: &str, kind: &str, text: &str) ->
             language: None,
             language_confidence: None,
             feeling: None,
+            grams: None,
         }),
         memory: Some(Memory {
             provenance,
@@ -65,7 +66,7 @@ async fn keep(history: &History, turns: &[Turn]) {
 }
 
 fn remembering(history: &History, scope: Scope) -> Remembering {
-    Remembering::new(history.clone(), Registry::embedded(), Loaded::default(), scope, EVERYTHING)
+    Remembering::new(history.clone(), Registry::embedded(), Loaded::default(), scope, EVERYTHING, None)
 }
 
 /// What a question about a conversation looks through.
@@ -138,6 +139,12 @@ async fn new_turns_and_erasures_are_seen_at_once() {
     assert_eq!(searched(&person, "private:ann").await, ["a secret", "an answer", "of a hall"]);
     history.erase_person("telegram:ann").await.unwrap();
     assert_eq!(searched(&person, "private:ann").await, ["an answer"]);
+
+    let held = || person.0.held.lock().unwrap().get("private:ann").is_some();
+    person.let_go(&["group".to_owned()]);
+    assert!(held());
+    person.let_go(&["private:ann".to_owned()]);
+    assert!(!held());
 }
 
 #[tokio::test]

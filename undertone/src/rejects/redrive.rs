@@ -15,8 +15,9 @@ use ingest::redrive::Redriven as Read;
 use ingest::websocket::frame;
 use schemas::reject::ATTEMPT_HEADER;
 use schemas::topic::{REDRIVES, TURNS_RECEIVED};
-use schemas::{Codec, Envelope, Redrive};
+use schemas::{Codec, Envelope, Redrive, Turn};
 use serde::Serialize;
+use store::erasures::Erasures;
 use store::log::{Kafka, LogError, Message, Record, TransactionalProducer};
 
 use super::{Found, Reader, Selection};
@@ -25,6 +26,8 @@ use super::{Found, Reader, Selection};
 const TRANSACTIONAL_ID: &str = "undertone.rejects.redrive";
 /// The broker aborts what a killed run left open after this time, unless another run begins earlier.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Why what was forgotten stays where it is.
+const FORGOTTEN: &str = "it was forgotten (`undertone memory forget`); it stays in the log until retention takes it";
 /// Refusals that are told one by one.
 const REFUSALS_TOLD_MAX: usize = 20;
 
@@ -136,6 +139,7 @@ impl Run<'_> {
         };
         // Opened only now: no earlier run can write a note any more.
         let mut reader = Reader::open(self.kafka, self.codec).await?;
+        let erasures = Erasures::read(self.kafka, self.codec).await.context("read what was forgotten")?;
         let mut report = Report { dry_run: self.dry_run, ..Report::default() };
         let mut batch = Batch::default();
         let mut unmet = self.selection.which.clone();
@@ -155,7 +159,7 @@ impl Run<'_> {
                 report.redriven_before += 1;
                 continue;
             }
-            let (outcome, records) = self.outcome(&found)?;
+            let (outcome, records) = self.outcome(&found, &erasures)?;
             report.count(&found, &outcome);
             if !matches!(outcome, Outcome::Refused(_)) {
                 batch.bytes += found.reject.raw.len();
@@ -175,7 +179,7 @@ impl Run<'_> {
     }
 
     /// What becomes of a reject, and the records to write.
-    fn outcome(&self, found: &Found) -> anyhow::Result<(Outcome, Vec<Record>)> {
+    fn outcome(&self, found: &Found, erasures: &Erasures) -> anyhow::Result<(Outcome, Vec<Record>)> {
         let reject = &found.reject;
         let refused = |why: String| Ok((Outcome::Refused(why), Vec::new()));
         if reject.attempt >= self.bounds.attempts_max {
@@ -188,17 +192,27 @@ impl Run<'_> {
         match (reject.stage.as_str(), reject.topic.as_deref()) {
             ("ingest", None) => {
                 match ingest::redrive::redrive(self.codec, reject, &found.headers, self.bounds.parser, self.now) {
+                    Ok(Read { records, .. }) if self.is_forgotten(&records, erasures) => refused(FORGOTTEN.to_owned()),
                     Ok(Read { outcome, records, detail }) => Ok((Outcome::Read(outcome, detail), records)),
                     Err(error @ ingest::redrive::RedriveError::UnknownSource(_)) => refused(error.to_string()),
                     Err(error) => Err(error).context("write what came of a reject"),
                 }
             }
-            (_, Some(TURNS_RECEIVED)) => Ok((Outcome::Record(self.fault(found)), vec![self.record(found)])),
+            (_, Some(TURNS_RECEIVED)) => match vec![self.record(found)] {
+                records if self.is_forgotten(&records, erasures) => refused(FORGOTTEN.to_owned()),
+                records => Ok((Outcome::Record(self.fault(found)), records)),
+            },
             (stage, Some(topic)) => refused(format!(
                 "{stage} rejected it from {topic}, which only the processors write: redrive what they read instead"
             )),
             (stage, None) => refused(format!("{stage} does not say where it came from")),
         }
+    }
+
+    /// Whether a turn among what would be written was forgotten.
+    fn is_forgotten(&self, records: &[Record], erasures: &Erasures) -> bool {
+        let turn = |record: &Record| self.codec.decode::<Turn>(record.value.as_deref()?).ok();
+        records.iter().filter_map(turn).any(|turn| erasures.covers(&turn))
     }
 
     /// The record as it was, with the number of its try.
@@ -346,7 +360,7 @@ mod tests {
         let (kafka, codec, selection) = (Kafka::default(), Codec::embedded(), Selection::default());
         let run =
             Run { kafka: &kafka, codec: &codec, selection: &selection, bounds: &bounds, dry_run: true, now: 1 << 41 };
-        run.outcome(&found).unwrap()
+        run.outcome(&found, &Erasures::default()).unwrap()
     }
 
     fn of_the_log(reject: &mut Reject) {

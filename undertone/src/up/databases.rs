@@ -69,6 +69,12 @@ impl Databases {
         contexts.context("open the contexts (settings: [context])")
     }
 
+    /// Opens the contexts, if they are in a file that is here.
+    pub(crate) async fn contexts_here(&self, config: &Config) -> anyhow::Result<Option<Contexts>> {
+        let is_here = config.context.kind == StoreKind::Sqlite && config.context_path().exists();
+        Ok(if is_here { Some(self.contexts(config).await?) } else { None })
+    }
+
     /// Opens the contexts, behind their cache where there is one.
     pub(crate) async fn cached_contexts(&self, config: &Config, meter: &Meter) -> anyhow::Result<Contexts> {
         let contexts = self.contexts(config).await?;

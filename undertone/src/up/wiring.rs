@@ -25,6 +25,7 @@ use super::watchdog;
 use crate::admin::Facts;
 use crate::config::{self, Config};
 use crate::dreaming::Dreaming;
+use crate::forget::Forgetting;
 use crate::health::{Health, State};
 use crate::memories::Remembering;
 use crate::{locate, topics};
@@ -211,7 +212,11 @@ impl Given {
         let (settings, spans) = (self.api_settings(), self.spans.clone());
         let memory = &self.config.memory;
         let (codec, loaded) = (self.registry.clone(), Arc::clone(&self.loaded));
-        let memories = Remembering::new(history.clone(), codec, loaded, memory.scope, memory.cache_bytes_max);
+        let (scope, bytes_max) = (memory.scope, memory.cache_bytes_max);
+        let contexts = self.databases.contexts_here(&self.config).await?;
+        let forgetting =
+            Forgetting::new(&self.config, self.kafka.clone(), history.clone(), self.registry.clone(), contexts);
+        let memories = Remembering::new(history.clone(), codec, loaded, scope, bytes_max, Some(forgetting));
         let shelf = self.databases.shelf(&self.config, &self.meter).await?;
         let past = api::Past { history, shelf, memories: Some(Arc::new(memories)) };
         let api = Api::start(settings, &self.kafka, past, registry, &self.meter, spans, stop.clone());

@@ -79,10 +79,6 @@ fn turn_lines(turn: &Seen, width: usize) -> Vec<Line<'static>> {
             head.push("  new topic".bold());
         }
     }
-    if let Some(locus) = turn.memory.as_ref().and_then(|memory| memory.locus.as_ref()) {
-        let name = locus.name.as_deref().map_or_else(|| "a room".to_owned(), plain);
-        head.push(format!("  in {name} {}.{}", locus.room, locus.place).dim());
-    }
     if let Some(meant) = &turn.dialogue {
         let wanted = meant.intents.iter().filter(|intent| !intent.out_of_scope).map(|intent| intent.name.as_str());
         for said in [meant.act.as_str()].into_iter().filter(|act| *act != COMMON_ACT).chain(wanted) {
@@ -91,6 +87,10 @@ fn turn_lines(turn: &Seen, width: usize) -> Vec<Line<'static>> {
     }
     let mut lines = vec![Line::from(head)];
     lines.extend(wrap(&plain(&turn.text), width.saturating_sub(2)).into_iter().map(|l| Line::from(format!("  {l}"))));
+    if let Some(locus) = turn.memory.as_ref().and_then(|memory| memory.locus.as_ref()) {
+        let name = locus.name.as_deref().map_or_else(|| "a room".to_owned(), plain);
+        lines.push(Line::from(format!("  in {name} {}.{}", locus.room, locus.place).dim()));
+    }
     // For a person to look at: words that were found, nothing that is known of who said them.
     lines.extend(turn.flags.iter().map(|flag| Line::from(format!("  !{}", plain(flag)).red().bold())));
     lines

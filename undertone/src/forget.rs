@@ -1,0 +1,290 @@
+//! Forgetting: a memory, a room, a conversation or a person, and the receipt that says what holds the words still.
+//!
+//! In this order, so that it may end anywhere and be asked for again: the erasure is written to the list that everybody
+//! consults who reads turns again; the history and its memories are erased; a turn that says so is appended to each
+//! conversation, through which the owner of its partition lets go of what is known of it, in both versions, and every
+//! process of the read side of what it holds. A receipt is complete when nothing holds the words any more; what only time
+//! takes is told with its date. Left out: words that others quote, and what left through streams and topics.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use api::memories::{Forget, Held, Receipt};
+use schemas::erasure::ERASURE;
+use schemas::{Codec, Envelope, Erasure, Turn, envelope, topic, turn_id};
+use store::context::Contexts;
+use store::erasures::TURNS_MAX;
+use store::history::{History, Page};
+use store::log::{Admin, Kafka, Producer, ProducerLimits, Record};
+use store::registry::Registry;
+use uuid::Uuid;
+
+use crate::config::{Cache, Config, StoreKind};
+
+/// Source of the turns that say that something was forgotten.
+const SOURCE: &str = "undertone";
+/// How long to wait until these have come through.
+const COME_THROUGH_WITHIN: Duration = Duration::from_secs(5);
+/// Time between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Conversations that are looked at; of a person who spoke in more, the rest is told as under way.
+const LOOKED_AT_MAX: usize = 100;
+/// Newest turns of a conversation among which the one that says so is looked for.
+const NEWEST: usize = 20;
+/// What brokers wait for at most until they begin another segment, where they do not tell.
+const SEGMENT_MS: i64 = 7 * DAY_MS;
+/// How long CQL servers keep what was deleted, by default: the grace period of tombstones.
+const GRACE_MS: i64 = 10 * DAY_MS;
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// What forgets, and where.
+#[derive(Debug)]
+pub(crate) struct Forgetting {
+    kafka: Kafka,
+    history: History,
+    registry: Registry,
+    /// Where they are at hand: their write-ahead log is emptied.
+    contexts: Option<Contexts>,
+    config: Config,
+}
+
+/// What is to be forgotten, found.
+struct Found {
+    what: String,
+    conversations: BTreeSet<String>,
+    erasures: Vec<Erasure>,
+    /// Of single turns, their positions.
+    positions: Vec<i64>,
+}
+
+impl Forgetting {
+    pub(crate) fn new(
+        config: &Config,
+        kafka: Kafka,
+        history: History,
+        registry: Registry,
+        contexts: Option<Contexts>,
+    ) -> Forgetting {
+        Forgetting { kafka, history, registry, contexts, config: config.clone() }
+    }
+
+    /// Forgets; `None` if there is nothing of it.
+    pub(crate) async fn forget(&self, what: Forget<'_>) -> anyhow::Result<Option<Receipt>> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+        let Some(found) = self.find(what, now).await? else { return Ok(None) };
+        let codec = self.registry.codec();
+        let producer = Producer::connect(&self.kafka, &ProducerLimits::default()).context("connect to the log")?;
+        append(&producer, found.erasures.iter().map(|erasure| listed(codec, erasure)).collect()).await?;
+        let turns = self.erase(what, &found).await.context("erase in the history")?;
+        let id = found.erasures.first().map_or(Uuid::nil(), |erasure| erasure.id);
+        let marks = found.conversations.iter().map(|conversation| mark(codec, conversation, id, now));
+        append(&producer, marks.collect()).await?;
+        let came_through = self.wait(&found.conversations, id).await;
+        let places = self.places(now, came_through).await?;
+        let conversations = found.conversations.into_iter().collect();
+        Ok(Some(Receipt::new(id, envelope::rfc3339(now), found.what, turns, conversations, places)))
+    }
+
+    async fn find(&self, what: Forget<'_>, now: i64) -> anyhow::Result<Option<Found>> {
+        let history = &self.history;
+        let erasure = |conversation: Option<&str>, person: Option<&str>, turns: Vec<String>| Erasure {
+            id: Uuid::new_v4(),
+            at: now,
+            conversation: conversation.map(str::to_owned),
+            person: person.map(str::to_owned),
+            turns,
+        };
+        let of_turns = |what: String, conversation: &str, turns: Vec<(i64, Uuid)>| {
+            let ids: Vec<String> = turns.iter().map(|(_, id)| id.to_string()).collect();
+            let erasures = ids.chunks(TURNS_MAX).map(|ids| erasure(Some(conversation), None, ids.to_vec())).collect();
+            let positions: Vec<i64> = turns.iter().map(|(position, _)| *position).collect();
+            let found = Found { what, conversations: [conversation.to_owned()].into(), erasures, positions };
+            (!found.positions.is_empty()).then_some(found)
+        };
+        Ok(match what {
+            Forget::Memory { conversation, position } => {
+                let page = history.turns(conversation, Page::After(position.saturating_sub(1)), 1).await?;
+                let turns = page.iter().filter(|row| row.position == position).map(|row| (row.position, row.id));
+                of_turns(format!("turn {position} of {conversation}"), conversation, turns.collect())
+            }
+            Forget::Room { conversation, room } => {
+                let memories = history.memories(conversation).await?;
+                let of_room = memories.iter().filter(|memory| memory.room == room);
+                let turn = |value: &[u8]| self.registry.codec().decode::<Turn>(value);
+                let turns: Result<Vec<_>, _> =
+                    of_room.map(|memory| turn(&memory.value).map(|turn| (memory.position, turn.id))).collect();
+                of_turns(format!("room {room} of {conversation}"), conversation, turns.context("read a memory")?)
+            }
+            Forget::Conversation(conversation) => history.last_position(conversation).await?.map(|_| Found {
+                what: format!("conversation {conversation}"),
+                conversations: [conversation.to_owned()].into(),
+                erasures: vec![erasure(Some(conversation), None, Vec::new())],
+                positions: Vec::new(),
+            }),
+            Forget::Person(person) => {
+                let conversations: BTreeSet<String> = history.conversations_of(person).await?.into_iter().collect();
+                (!conversations.is_empty()).then(|| Found {
+                    what: format!("person {person}"),
+                    conversations,
+                    erasures: vec![erasure(None, Some(person), Vec::new())],
+                    positions: Vec::new(),
+                })
+            }
+        })
+    }
+
+    async fn erase(&self, what: Forget<'_>, found: &Found) -> anyhow::Result<u64> {
+        Ok(match what {
+            Forget::Memory { conversation, .. } | Forget::Room { conversation, .. } => {
+                self.history.erase_turns(conversation, found.positions.clone()).await?
+            }
+            Forget::Conversation(conversation) => self.history.erase_conversation(conversation).await?,
+            Forget::Person(person) => self.history.erase_person(person).await?,
+        })
+    }
+
+    /// Waits until the turns that say so are in the history: then the processors have let go, and the writer has passed
+    /// what was under way. Whether they all are.
+    async fn wait(&self, conversations: &BTreeSet<String>, id: Uuid) -> bool {
+        let begun = Instant::now();
+        for conversation in conversations.iter().take(LOOKED_AT_MAX) {
+            let wanted = mark_id(conversation, id);
+            loop {
+                let newest = self.history.turns(conversation, Page::Before(None), NEWEST).await.unwrap_or_default();
+                if newest.iter().any(|row| row.id == wanted) {
+                    break;
+                }
+                if begun.elapsed() > COME_THROUGH_WITHIN {
+                    return false;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        conversations.len() <= LOOKED_AT_MAX
+    }
+
+    /// Every place that held the words, and how it stands.
+    async fn places(&self, now: i64, came_through: bool) -> anyhow::Result<Vec<Held>> {
+        let mut places = Vec::new();
+        let settled = |place: &str, emptied: Option<bool>| match emptied {
+            Some(true) => Held::erased(place),
+            Some(false) => Held::pending(place, "a reader holds it up: ask again"),
+            None => Held::pending(place, "it is on another machine: there it is emptied within a second"),
+        };
+        match self.config.history.kind {
+            StoreKind::Sqlite => {
+                places.push(Held::erased("history: turns"));
+                places.push(Held::erased("history: memories and their index"));
+                let emptied = self.history.settle().await.context("empty the history's write-ahead log")?;
+                places.push(settled("history: write-ahead log", emptied));
+            }
+            StoreKind::Scylla => {
+                let until = envelope::rfc3339(now + GRACE_MS);
+                places.push(Held::expires("history and memories: files of the CQL server", until));
+            }
+        }
+        let under_way = "the turn that says so has not come through the processors and the history writer yet";
+        places.push(match came_through {
+            true => Held::erased("contexts, both versions"),
+            false => Held::pending("contexts, both versions", under_way),
+        });
+        match self.config.context.kind {
+            StoreKind::Sqlite => {
+                let emptied = match &self.contexts {
+                    Some(contexts) => contexts.settle().await.context("empty the contexts' write-ahead log")?,
+                    None => None,
+                };
+                places.push(settled("contexts: write-ahead log", emptied.map(|emptied| emptied && came_through)));
+            }
+            StoreKind::Scylla => {
+                places.push(Held::expires("contexts: files of the CQL server", envelope::rfc3339(now + GRACE_MS)));
+            }
+        }
+        if self.config.context.cache == Cache::Redis {
+            let until = now + self.config.redis.time_to_live_seconds as i64 * 1000;
+            places.push(Held::expires("contexts: Redis", envelope::rfc3339(until)));
+        }
+        if self.config.history.cache == Cache::Redis {
+            let until = now + self.config.api.pages_fixed_ms_max as i64;
+            places.push(Held::expires("pages: Redis", envelope::rfc3339(until)));
+        }
+        places.extend(self.topics(now).await?);
+        let days = i64::from(self.config.privacy.backups_days);
+        places.push(match days {
+            0 => Held::erased("backups: none are kept"),
+            days => Held::expires("backups", envelope::rfc3339(now + days * DAY_MS)),
+        });
+        Ok(places)
+    }
+
+    /// The topics that hold words; a record goes with its segment, when that is as old as the retention.
+    async fn topics(&self, now: i64) -> anyhow::Result<Vec<Held>> {
+        let known = Admin::connect(&self.kafka)?.topics().await.context("ask for the topics")?;
+        let words = |name: &str| {
+            name.starts_with("undertone.turns.") || [topic::REPLIES, topic::REJECTS, topic::FEEDBACK].contains(&name)
+        };
+        let number = |state: &store::log::TopicState, key: &str| state.config.get(key)?.parse::<i64>().ok();
+        let mut places: Vec<Held> = known
+            .iter()
+            .filter(|state| words(&state.name))
+            .map(|state| {
+                let place = format!("log segments of {}", state.name);
+                match number(state, "retention.ms").filter(|retention| *retention >= 0) {
+                    Some(retention) => {
+                        let segment = number(state, "segment.ms").unwrap_or(SEGMENT_MS);
+                        Held::expires(&place, envelope::rfc3339(now.saturating_add(retention + segment)))
+                    }
+                    None => Held::pending(&place, "its retention has no end: give it one (retention.ms)"),
+                }
+            })
+            .collect();
+        places.sort_by(|one, other| one.place.cmp(&other.place));
+        Ok(places)
+    }
+}
+
+async fn append(producer: &Producer, records: Vec<Record>) -> anyhow::Result<()> {
+    for appended in producer.append_all(records).await {
+        appended.context("write to the log; what was written is done: ask again")?;
+    }
+    Ok(())
+}
+
+/// The record of an erasure in the list.
+fn listed(codec: &Codec, erasure: &Erasure) -> Record {
+    let value = codec.encode(erasure).expect("an erasure fits its schema: it is made of texts");
+    record(topic::ERASURES, erasure.id.to_string(), erasure.id, "dev.undertone.erasure.v1", erasure.at, value)
+}
+
+/// The record of the turn that says that something in front of it was forgotten.
+fn mark(codec: &Codec, conversation: &str, id: Uuid, now: i64) -> Record {
+    let turn =
+        Turn { kind: ERASURE.to_owned(), ..Turn::message(SOURCE, conversation, SOURCE, &id.to_string(), "", now) };
+    let value = codec.encode(&turn).expect("a turn without words fits its schema");
+    record(topic::TURNS_RECEIVED, conversation.to_owned(), turn.id, "dev.undertone.turn.received.v1", now, value)
+}
+
+fn mark_id(conversation: &str, id: Uuid) -> Uuid {
+    turn_id(SOURCE, conversation, SOURCE, &id.to_string())
+}
+
+fn record(topic: &str, key: String, id: Uuid, kind: &str, now: i64, value: Vec<u8>) -> Record {
+    let envelope = Envelope {
+        id: id.to_string(),
+        source: "/forget".to_owned(),
+        kind: kind.to_owned(),
+        time: now,
+        correlation_id: id.to_string(),
+        trace: None,
+    };
+    let headers = envelope.headers().into_iter();
+    Record {
+        topic: topic.to_owned(),
+        partition: None,
+        key: Some(key.into_bytes()),
+        value: Some(value),
+        headers: headers.map(|(name, value)| (name.to_owned(), value.into_bytes())).collect(),
+        timestamp: now,
+    }
+}

@@ -85,10 +85,6 @@ fn turn_lines(turn: &Seen, width: usize) -> Vec<Line<'static>> {
             head.push(format!("  {}", plain(said)).dim());
         }
     }
-    if let Some(locus) = turn.memory.as_ref().and_then(|memory| memory.locus.as_ref()) {
-        let name = locus.name.as_deref().map_or_else(|| "a room".to_owned(), plain);
-        head.push(format!("  in {name} {}.{}", locus.room, locus.place).dim());
-    }
     let mut lines = vec![Line::from(head)];
     lines.extend(wrap(&plain(&turn.text), width.saturating_sub(2)).into_iter().map(|l| Line::from(format!("  {l}"))));
     if let Some(locus) = turn.memory.as_ref().and_then(|memory| memory.locus.as_ref()) {
@@ -245,7 +241,7 @@ mod tests {
 
     #[test]
     fn screen_shows_speaker_words_bars_and_mood() {
-        let screen = drawn(180, 24, &view());
+        let screen = drawn(100, 24, &view());
         let said = [
             "Ann",
             "what a lovely day",

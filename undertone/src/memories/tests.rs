@@ -102,7 +102,7 @@ async fn of_ann_and_ben() -> History {
 
 #[tokio::test]
 async fn a_private_chat_recalls_what_its_person_said_elsewhere_where_it_is_wanted() {
-    let history = of_ann_and_ben().await;
+    let history = Box::pin(of_ann_and_ben()).await;
     let alone = remembering(&history, Scope::Conversation);
     assert_eq!(searched(&alone, "private:ann").await, ["a secret", "an answer"]);
     let person = remembering(&history, Scope::Person);
@@ -114,7 +114,7 @@ async fn a_private_chat_recalls_what_its_person_said_elsewhere_where_it_is_wante
 
 #[tokio::test]
 async fn nothing_of_a_private_chat_is_recalled_in_a_group() {
-    let history = of_ann_and_ben().await;
+    let history = Box::pin(of_ann_and_ben()).await;
     let person = remembering(&history, Scope::Person);
     assert_eq!(searched(&person, "group").await, ["ann to all", "ben to all", "bot to all"]);
     assert_eq!(searched(&person, "hall").await, ["of a hall"]);
@@ -128,7 +128,7 @@ async fn nothing_of_a_private_chat_is_recalled_in_a_group() {
 
 #[tokio::test]
 async fn new_turns_and_erasures_are_seen_at_once() {
-    let history = of_ann_and_ben().await;
+    let history = Box::pin(of_ann_and_ben()).await;
     let person = remembering(&history, Scope::Person);
     assert_eq!(searched(&person, "private:ann").await.len(), 6);
     keep(&history, &[said("second:ann", 3, "ann", "private", "one more")]).await;
@@ -171,7 +171,7 @@ async fn a_room_is_called_by_its_newest_memory_and_hidden_if_any_was_sensitive()
 
 #[tokio::test]
 async fn who_has_no_models_is_told_and_so_is_who_asks_about_nothing() {
-    let history = of_ann_and_ben().await;
+    let history = Box::pin(of_ann_and_ben()).await;
     let remembering = remembering(&history, Scope::Conversation);
     let asked = Asked { question: "where?", asker: None, limit: 5, show: Show::Usual };
     let error = remembering.recall("group", asked).await.unwrap_err();

@@ -1,7 +1,7 @@
 //! Dreams, made by whom the settings name: the decoder that ships, or an OpenAI-compatible endpoint. What either says
 //! passes the same list.
 //!
-//! Promises: models are opened with the first dream; at most [`AT_ONCE`] dreams are made at a time, who comes then is told so.
+//! Promises: models are opened with the first dream; at most `AT_ONCE` dreams are made at a time, who comes then is told so.
 //! An endpoint is told wishes alone (a feeling, a colour, three words), never what was said. Leaves out: whether a
 //! conversation may be dreamt of (the read side, and [`processors::dreams::wishes::is_refused`]).
 

@@ -89,10 +89,10 @@ fn words_to_be_about_are_said_more_often_and_once() {
         let of =
             |seed| dream(&mut wishful(&pieces, "O cherry"), &pieces, &list, wishes, &bounds, seed).expect("it runs");
         let dreams = (0..40).flat_map(of);
-        dreams.map(|dream| dream.as_str().matches("plum").count()).collect::<Vec<usize>>()
+        dreams.map(|dream| dream.as_str().to_lowercase().matches("plum").count()).collect::<Vec<usize>>()
     };
     let about = said(&Wishes { about: vec!["plum".to_owned()], ..Wishes::default() });
-    assert!(about.iter().filter(|count| **count > 0).count() > 4, "{about:?}");
+    assert!(about.iter().filter(|count| **count > 0).count() > 20, "{about:?}");
     assert!(about.iter().all(|count| *count <= 1), "{about:?}");
     assert_eq!(said(&Wishes::default()).iter().sum::<usize>(), 0);
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use schemas::slice::{MemorySlice, Room, Weighed};
 use schemas::{Embedding, Locus, Memory, Turn};
 
@@ -159,10 +160,14 @@ fn enter(
 /// How like each room is what was said lately.
 fn likeness(slice: &MemorySlice, recipe: &Rooms, now: Option<usize>) -> Vec<f32> {
     let rooms = &slice.rooms;
-    let has = |room: &Room, term: &str| room.terms.iter().any(|word| word.term == term && word.weight >= PRESENT);
+    let lately: HashMap<&str, usize> = slice.lately.iter().map(|word| word.term.as_str()).zip(0..).collect();
+    let mut holders: Vec<Vec<usize>> = vec![Vec::new(); slice.lately.len()];
+    for (place, room) in rooms.iter().enumerate() {
+        let present = room.terms.iter().filter(|word| word.weight >= PRESENT);
+        present.filter_map(|word| lately.get(word.term.as_str())).for_each(|word| holders[*word].push(place));
+    }
     let (mut shared, mut all) = (vec![0.0; rooms.len()], 0.0);
-    for word in &slice.lately {
-        let holders: Vec<usize> = (0..rooms.len()).filter(|room| has(&rooms[*room], &word.term)).collect();
+    for (word, holders) in slice.lately.iter().zip(&holders) {
         // A word that many rooms have says little of where one is.
         let weight = word.weight / (2.0 + holders.len() as f32).ln();
         all += weight;

@@ -1,6 +1,6 @@
 """Figures of the dream decoder, as `undertone eval dreams` defines them, and the baselines beside it.
 
-    python3 dream_eval.py split | bits | neighbours | dreams | relevance | steering  [--run NAME] [--work DIR] [--data DIR]
+    python3 dream_eval.py split | bits | neighbours | dreams | relevance | steering  [--run NAME] --work DIR --data DIR
 
 `bits`: the decoder's bits a character on every dev line. `neighbours`: the same of a 5-gram model with modified
 Kneser-Ney smoothing over the same pieces, of zlib and of lzma with as much of train as their windows hold. `dreams`: `copy_6gram` and
@@ -292,8 +292,8 @@ def steering(args, corpus, lines):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["split", "bits", "neighbours", "dreams", "relevance", "steering"])
-    parser.add_argument("--data", type=Path, default=Path("/work/shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("/tmp/dreams"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--run", default="run")
     parser.add_argument("--count", type=int, default=DREAMS)
     args = parser.parse_args()

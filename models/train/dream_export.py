@@ -213,8 +213,8 @@ def main():
     import dreams
     import torch
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, default=Path("/work/shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("/tmp/dreams"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--run", default="run")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "dreams")
     parser.add_argument("--lines", type=int, default=300)

@@ -1,6 +1,6 @@
 """What steers the decoder, as labels on lines of verse: emotion, mood, colour, length, and words that it is about.
 
-    python3 dream_labels.py [--data DIR] [--work DIR] [--share 0.2]
+    python3 dream_labels.py --data DIR --work DIR [--share 0.2]
 
 Promises: emotions come from the project's own n-gram and static model (emotion/, fast tier), read with emotion words masked,
 so that a feeling is carried by more than its name; for each emotion the lines of the highest score are labelled, whatever
@@ -147,8 +147,8 @@ def tables(corpus):
 def main():
     import dreams
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, default=Path("/work/shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("/tmp/dreams"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--share", type=float, default=0.2)
     args = parser.parse_args()
     lines = dreams.lines_of(args.data)

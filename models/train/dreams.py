@@ -1,6 +1,6 @@
 """Trains the dream decoder on single lines of verse, steered ones and short stanzas; goes on from where it was stopped.
 
-    python3 dreams.py prepare | check | train   [--data DIR] [--work DIR]
+    python3 dreams.py prepare | check | train   --data DIR --work DIR
 
 Promises: dev is every 50th block of 5,000 lines, never trained on; the order of samples is a function of the seed and of how
 far the training is, so that a run that was cut off goes on; a checkpoint after every part of 65,536 lines; dev is measured
@@ -268,8 +268,8 @@ def train(args):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("step", choices=["prepare", "check", "train"])
-    parser.add_argument("--data", default="/work/shared/data")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/dreams"))
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--pieces", type=int, default=4096)
     parser.add_argument("--run", default="run")
     parser.add_argument("--net", default="{}")

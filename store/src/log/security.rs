@@ -228,7 +228,8 @@ fn explained(error: LogError, heard: Option<&(Code, String)>) -> LogError {
         }
         (LogError::Transient(text), Some((_, reason))) => {
             // A listener of another kind is not told from brokers that are going away; it may hang up before all is sent.
-            let kind = ["Disconnected", "SSL handshake", "SSL transport error"].iter().any(|word| reason.contains(word));
+            let kind =
+                ["Disconnected", "SSL handshake", "SSL transport error"].iter().any(|word| reason.contains(word));
             let mend = if kind { "; is [kafka] security_protocol that of the listener?" } else { "" };
             LogError::Transient(format!("{text}: {reason}{mend}"))
         }

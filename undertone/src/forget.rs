@@ -13,7 +13,6 @@ use anyhow::Context as _;
 use api::memories::{Forget, Held, Receipt};
 use schemas::erasure::ERASURE;
 use schemas::{Codec, Envelope, Erasure, Turn, envelope, topic, turn_id};
-use store::context::Contexts;
 use store::erasures::TURNS_MAX;
 use store::history::{History, Page};
 use store::log::{Admin, Kafka, Producer, ProducerLimits, Record};
@@ -21,6 +20,8 @@ use store::registry::Registry;
 use uuid::Uuid;
 
 use crate::config::{Cache, Config, StoreKind};
+use crate::health::Health;
+use crate::up::Databases;
 
 /// Source of the turns that say that something was forgotten.
 const SOURCE: &str = "undertone";
@@ -44,8 +45,6 @@ pub(crate) struct Forgetting {
     kafka: Kafka,
     history: History,
     registry: Registry,
-    /// Where they are at hand: their write-ahead log is emptied.
-    contexts: Option<Contexts>,
     config: Config,
 }
 
@@ -59,14 +58,8 @@ struct Found {
 }
 
 impl Forgetting {
-    pub(crate) fn new(
-        config: &Config,
-        kafka: Kafka,
-        history: History,
-        registry: Registry,
-        contexts: Option<Contexts>,
-    ) -> Forgetting {
-        Forgetting { kafka, history, registry, contexts, config: config.clone() }
+    pub(crate) fn new(config: &Config, kafka: Kafka, history: History, registry: Registry) -> Forgetting {
+        Forgetting { kafka, history, registry, config: config.clone() }
     }
 
     /// Forgets; `None` if there is nothing of it.
@@ -191,7 +184,8 @@ impl Forgetting {
         });
         match self.config.context.kind {
             StoreKind::Sqlite => {
-                let emptied = match &self.contexts {
+                // Open for this moment alone: who holds the file would keep its owners from a backup put in its place.
+                let emptied = match Databases::new(Health::default()).contexts_here(&self.config).await? {
                     Some(contexts) => contexts.settle().await.context("empty the contexts' write-ahead log")?,
                     None => None,
                 };

@@ -147,9 +147,8 @@ async fn forget(config: &Config, what: Forget<'_>) -> anyhow::Result<Option<Rece
     let done = async {
         let databases = Databases::new(Health::default());
         let history = databases.history(config).await?;
-        let contexts = databases.contexts_here(config).await?;
         let registry = up::open_registry(config, &Health::default(), &Metrics::new().meter()).await?;
-        Forgetting::new(config, kafka, history, registry, contexts).forget(what).await
+        Forgetting::new(config, kafka, history, registry).forget(what).await
     };
     let done = done.await;
     if let Some(broker) = broker {

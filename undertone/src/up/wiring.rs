@@ -213,9 +213,7 @@ impl Given {
         let memory = &self.config.memory;
         let (codec, loaded) = (self.registry.clone(), Arc::clone(&self.loaded));
         let (scope, bytes_max) = (memory.scope, memory.cache_bytes_max);
-        let contexts = self.databases.contexts_here(&self.config).await?;
-        let forgetting =
-            Forgetting::new(&self.config, self.kafka.clone(), history.clone(), self.registry.clone(), contexts);
+        let forgetting = Forgetting::new(&self.config, self.kafka.clone(), history.clone(), self.registry.clone());
         let memories = Remembering::new(history.clone(), codec, loaded, scope, bytes_max, Some(forgetting));
         let shelf = self.databases.shelf(&self.config, &self.meter).await?;
         let past = api::Past { history, shelf, memories: Some(Arc::new(memories)) };

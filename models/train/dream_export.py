@@ -1,6 +1,6 @@
 """Exports the dream decoder as ONNX, one piece a call with a key-value cache, and checks and times the result.
 
-    python3 dream_export.py [--run NAME] [--work DIR] [--out DIR] [--lines 300] [--kinds dynamic]
+    python3 dream_export.py --data DIR --work DIR [--run NAME] [--out DIR] [--lines 300] [--kinds dynamic]
 
 Writes the family models/dreams (graph, vocabulary, sizes, card) and models/golden/dreams.jsonl.
 
@@ -119,6 +119,36 @@ def build(net, quantised):
     model.ir_version = 10
     onnx.checker.check_model(model)
     return model
+
+
+def weights_of(path, net):
+    """The state of `net` as a graph that `build` wrote with 'dynamic' has it: to go on training where only the graph is kept."""
+    import torch
+    graph = onnx.load(str(path)).graph
+    constant = {c.name: numpy_helper.to_array(c) for c in graph.initializer}
+    made = {n.output[0]: n for n in graph.node}
+    users = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+
+    def only(name, kind):
+        return next(n for n in users[name] if n.op_type == kind)
+
+    tables = {"embedding": "embedding.weight", "positions": "position.weight", "pairs": "pairs.weight", "triples": "triples.weight"}
+    state = {}
+    for kept, name in tables.items():
+        both = only(only(only(kept, "Gather").output[0], "Cast").output[0], "Mul")
+        state[name] = constant[kept] * constant[made[both.input[1]].input[0]]
+    for node in graph.node:
+        if node.op_type == "MatMulInteger" and node.input[1] != "output":
+            both = only(only(node.output[0], "Cast").output[0], "Mul")
+            scale = constant[made[both.input[1]].input[0]]
+            state[node.input[1] + ".weight"] = constant[node.input[1]].T * scale[:, None]
+    whole = next(n for n in graph.node if n.op_type == "MatMulInteger" and n.input[1] == "output")
+    scaled = made[made[whole.input[0]].input[0]]
+    state["scale"] = constant[scaled.input[1]] / 8
+    return {n: torch.from_numpy(np.ascontiguousarray(state[n], np.float32)).reshape(p.shape) for n, p in net.state_dict().items()}
 
 
 class Decoder:

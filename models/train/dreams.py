@@ -180,9 +180,9 @@ class Muon:
                 w.mul_(1 - rate * decay).add_(orthogonal(w.grad.lerp(m, self.momentum)), alpha=-rate)
 
 
-def pace(progress):
+def pace(progress, decay=DECAY):
     """Warm up, stay, come down."""
-    return min(1, progress / WARM) * min(1, max(0, (1 - progress) / DECAY))
+    return min(1, progress / WARM) * min(1, max(0, (1 - progress) / decay))
 
 
 def bits(net, corpus, chosen):
@@ -215,7 +215,10 @@ def train(args):
     states_of = torch.compile(net.trained, dynamic=True) if args.compile else net.trained
     run = args.work / args.run
     run.mkdir(exist_ok=True)
-    checkpoint, part, spent = run / "checkpoint.pt", 0, 0.0
+    if args.graph:
+        from dream_export import weights_of
+        net.load_state_dict(weights_of(args.graph, net))
+    checkpoint, part, spent = run / "checkpoint.pt", args.first, 0.0
     if checkpoint.is_file():
         kept = torch.load(checkpoint, weights_only=True)
         net.load_state_dict(kept["net"])
@@ -235,7 +238,7 @@ def train(args):
         started, seen, lost = time.monotonic(), 0, 0.0
         groups = corpus.batches(part)
         for i, (ids, target) in enumerate(groups):
-            speed = pace((part + i / len(groups)) / args.parts)
+            speed = pace((part - args.first + i / len(groups)) / (args.parts - args.first), args.decay)
             asked = target >= 0
             count = int(asked.sum())
             with torch.autocast("cpu", torch.bfloat16):
@@ -274,6 +277,9 @@ def main():
     parser.add_argument("--run", default="run")
     parser.add_argument("--net", default="{}")
     parser.add_argument("--parts", type=int, default=200)
+    parser.add_argument("--graph", type=Path, help="go on from the weights of this int8 graph, as dream_export.py wrote it")
+    parser.add_argument("--first", type=int, default=0, help="the part to begin with: those before are what the graph has read")
+    parser.add_argument("--decay", type=float, default=DECAY, help="the share of the schedule over which the rate comes down")
     parser.add_argument("--look", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")

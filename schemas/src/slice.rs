@@ -242,13 +242,58 @@ pub struct MemorySlice {
 
 /// A word, and how much it counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "WeighedFields")]
 pub struct Weighed {
-    /// Its stem.
-    pub term: String,
+    term: String,
     /// As it was said last.
     pub word: String,
     /// Decayed number of turns with it.
     pub weight: f32,
+    /// A hash of the stem, which does not travel: words of many rooms are told apart without a look at their letters.
+    #[serde(skip)]
+    key: u32,
+}
+
+/// What travels of [`Weighed`].
+#[derive(Deserialize)]
+#[serde(rename = "Weighed")]
+struct WeighedFields {
+    term: String,
+    word: String,
+    weight: f32,
+}
+
+impl From<WeighedFields> for Weighed {
+    fn from(WeighedFields { term, word, weight }: WeighedFields) -> Weighed {
+        Weighed { key: Weighed::key_of(&term), term, word, weight }
+    }
+}
+
+impl Weighed {
+    /// A word that was said in this turn.
+    pub fn said(term: &str, word: &str) -> Weighed {
+        Weighed { key: Weighed::key_of(term), term: term.to_owned(), word: word.to_owned(), weight: 1.0 }
+    }
+
+    /// Its stem.
+    pub fn term(&self) -> &str {
+        &self.term
+    }
+
+    /// The same for the same stem, and hardly for another one.
+    pub fn key(&self) -> u32 {
+        self.key
+    }
+
+    /// The key of a stem (FNV-1a).
+    pub fn key_of(term: &str) -> u32 {
+        term.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+    }
+
+    /// Whether this is a word with this stem; `key` is the stem's.
+    pub fn is(&self, key: u32, term: &str) -> bool {
+        self.key == key && self.term == term
+    }
 }
 
 /// A subject of the conversation.

@@ -54,7 +54,7 @@ pub struct Coherence {
 struct Head {
     /// For each component of the vector, then each number of the words, [`PROJECTED`] weights.
     projection: Vec<f32>,
-    projection_bias: [f32; PROJECTED],
+    projection_bias: [[f32; ROLE]; ROLES],
     dimension: usize,
     grams: Vec<i8>,
     grams_scale: [f32; BAG],
@@ -128,7 +128,7 @@ impl Coherence {
             let named = |name: &str| format!("{}.{name}", tier.name());
             Ok::<_, Failure>(Head {
                 projection: tensors.floats(&named("projection"), &[dimension + BAG, PROJECTED])?,
-                projection_bias: tensors.labels(&named("projection_bias"))?,
+                projection_bias: roles(&tensors.labels(&named("projection_bias"))?),
                 dimension,
                 grams: tensors.bytes(&named("grams"), &[BUCKETS, BAG])?,
                 grams_scale: tensors.labels(&named("grams_scale"))?,
@@ -172,8 +172,8 @@ impl Coherence {
         }
         let mut inputs: Vec<f32> = embedding.components().collect();
         inputs.extend(head.bag(text));
-        let all = weighed(&head.projection, &head.projection_bias, &inputs);
-        let role = |place: usize| std::array::from_fn(|i| all[place * ROLE + i]);
+        let role =
+            |place: usize| weighed(&head.projection, PROJECTED, place * ROLE, &head.projection_bias[place], &inputs);
         Some(Roles { now: role(0), last: role(1), before: role(2), context: role(3) })
     }
 
@@ -187,7 +187,7 @@ impl Coherence {
         inputs.extend(roles.now);
         inputs.extend(against.last);
         inputs.extend(against.scalars);
-        let mut hidden = weighed(&head.hidden, &head.hidden_bias, &inputs);
+        let mut hidden = weighed(&head.hidden, HIDDEN, 0, &head.hidden_bias, &inputs);
         hidden.iter_mut().for_each(|x| *x = x.max(0.0));
         let out = |output: usize| {
             let weights = &head.out[output * HIDDEN..][..HIDDEN];
@@ -249,6 +249,11 @@ impl Coherence {
     }
 }
 
+/// Of all roles, what is of each.
+fn roles(all: &[f32; PROJECTED]) -> [[f32; ROLE]; ROLES] {
+    std::array::from_fn(|place| std::array::from_fn(|i| all[place * ROLE + i]))
+}
+
 /// The weights of the linear model of pairs, and its bias.
 fn split(weights: &[f32], dimension: usize) -> ([&[f32]; 4], f32) {
     (std::array::from_fn(|part| &weights[part * dimension..][..dimension]), weights[4 * dimension])
@@ -289,20 +294,25 @@ pub fn cosine(one: &Embedding, other: &Embedding) -> f32 {
 
 /// The buckets of a text: each word, each with the one before it, and the last with the end.
 fn buckets(text: &str) -> Vec<usize> {
-    let mut tokens: Vec<Vec<u8>> = Vec::new();
-    each_token(text, |token| tokens.push(token.to_vec()));
+    let (mut letters, mut tokens) = (Vec::with_capacity(text.len()), Vec::new());
+    each_token(text, |token| {
+        let begin = letters.len();
+        letters.extend_from_slice(token);
+        tokens.push(begin..letters.len());
+    });
     if tokens.len() > WORDS_MAX {
         tokens.drain(WORDS_MAX / 2..tokens.len() - WORDS_MAX / 2);
     }
     let mut buckets = Vec::with_capacity(2 * tokens.len() + 1);
     let bucket = |parts: &[&[u8]]| (hash(parts) >> 20) as usize % BUCKETS;
     let mut before: &[u8] = b"^";
-    for token in &tokens {
+    for token in tokens {
+        let token = &letters[token];
         buckets.push(bucket(&[token]));
         buckets.push(bucket(&[before, b" ", token]));
         before = token;
     }
-    if !tokens.is_empty() {
+    if !buckets.is_empty() {
         buckets.push(bucket(&[before, b" $"]));
     }
     buckets
@@ -336,12 +346,13 @@ fn hash(parts: &[&[u8]]) -> u64 {
 }
 
 wide! {
-    /// Biases and, for each input, its weights times the input.
-    fn weighed<const SIZE: usize>(weights: &[f32], bias: &[f32; SIZE], inputs: &[f32]) -> [f32; SIZE] {
+    /// Biases and, for each input, its weights times the input: of a row of `stride` weights those from `begin`. So few sums at
+    /// a time that they stay in registers.
+    fn weighed<const SIZE: usize>(weights: &[f32], stride: usize, begin: usize, bias: &[f32; SIZE], inputs: &[f32]) -> [f32; SIZE] {
         let mut sums = *bias;
         let mut place = 0;
         while place < inputs.len() {
-            let (x, row) = (inputs[place], &weights[place * SIZE..][..SIZE]);
+            let (x, row) = (inputs[place], &weights[place * stride + begin..][..SIZE]);
             let mut i = 0;
             while i < SIZE {
                 sums[i] += x * row[i];
@@ -353,7 +364,7 @@ wide! {
     }
 
     /// The product of two vectors in steps: whole numbers, exact in any order.
-    fn steps(one: &[u8], other: &[u8]) -> i32 {
+    pub(crate) fn steps(one: &[u8], other: &[u8]) -> i32 {
         let (mut sum, mut i) = (0, 0);
         while i < one.len() && i < other.len() {
             sum += i32::from(one[i] as i8) * i32::from(other[i] as i8);

@@ -4,9 +4,7 @@
 //! few rules whose weights were fitted (how much is said, of oneself, of a time); all of it a pure function of the text.
 //! Leaves out: where a memory is put (the stage), and how it is found (`recall`).
 
-use std::borrow::Cow;
-use std::collections::HashSet;
-
+use foldhash::HashSet;
 use rust_stemmers::{Algorithm, Stemmer};
 use schemas::{Provenance, Tier};
 use serde::Deserialize;
@@ -22,6 +20,7 @@ const SENSITIVE_FILE: &str = "sensitive.json";
 pub const TERMS_MAX: usize = 128;
 /// Longest word that is kept, in bytes: what is longer is no word.
 const WORD_BYTES_MAX: usize = 64;
+const APOSTROPHES: [char; 2] = ['\'', '\u{2019}'];
 /// Words by which people speak of themselves.
 const SELF: [&str; 6] = ["i", "my", "we", "our", "im", "ive"];
 
@@ -163,31 +162,32 @@ impl Memory {
         self.sensitive.contains(term)
     }
 
-    /// The content words of a text, as they are said.
-    pub fn words(&self, text: &str) -> Vec<String> {
-        self.content(&bare(&text.to_lowercase())).map(str::to_owned).collect()
+    /// A text as its words are read: in lower case, without apostrophes ("don't" is one word).
+    pub fn lower(&self, text: &str) -> String {
+        bare(text.to_lowercase())
     }
 
-    /// The same words, stemmed.
-    pub fn terms(&self, text: &str) -> Vec<String> {
-        self.content(&bare(&text.to_lowercase())).map(stem).collect()
-    }
-
-    fn content<'t>(&'t self, bare: &'t str) -> impl Iterator<Item = &'t str> {
+    /// The content words of a text in [`Memory::lower`] case, as they are said.
+    pub fn words<'t>(&'t self, lower: &'t str) -> impl Iterator<Item = &'t str> {
         let known = |word: &&str| word.len() <= WORD_BYTES_MAX && !self.recipe.stop.contains(*word);
-        words(bare).filter(known).take(TERMS_MAX)
+        words(lower).filter(known).take(TERMS_MAX)
+    }
+
+    /// The same words of any text, stemmed.
+    pub fn terms(&self, text: &str) -> Vec<String> {
+        self.words(&self.lower(text)).map(stem).collect()
     }
 
     /// What a text says, and whether that is worth keeping.
     pub fn said(&self, text: &str) -> Said {
         let lower = text.to_lowercase();
-        let terms: Vec<String> = self.content(&bare(&lower)).map(stem).collect();
-        let distinct = terms.iter().collect::<HashSet<_>>().len();
         let (mut of_self, mut timed) = (false, false);
         for word in words(&lower) {
             of_self |= SELF.contains(&word);
             timed |= self.recipe.times.contains(word) || is_year(word);
         }
+        let terms: Vec<String> = self.words(&bare(lower)).map(stem).collect();
+        let distinct = terms.iter().collect::<HashSet<_>>().len();
         let rule = &self.recipe.salience;
         let length = ((distinct as f32).ln_1p() / rule.enough.ln_1p()).min(1.0);
         let odds = rule.bias
@@ -198,10 +198,9 @@ impl Memory {
     }
 }
 
-/// A text without apostrophes: "don't" is one word.
-fn bare(lower: &str) -> Cow<'_, str> {
-    const APOSTROPHES: [char; 2] = ['\'', '\u{2019}'];
-    if lower.contains(APOSTROPHES) { Cow::Owned(lower.replace(APOSTROPHES, "")) } else { Cow::Borrowed(lower) }
+fn bare(mut lower: String) -> String {
+    lower.retain(|character| !APOSTROPHES.contains(&character));
+    lower
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {

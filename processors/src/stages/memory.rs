@@ -6,7 +6,6 @@
 //! `keep` says. Vectors of different models are never held against each other: with another model the rooms stand, and
 //! are told apart by their words until their vectors are known again. Leaves out: how memories are found (`recall`).
 
-use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -16,9 +15,11 @@ use schemas::{Embedding, Locus, Memory, Turn};
 
 use super::{is_foreign, note, reason};
 use crate::model::Models;
+use crate::model::coherence::steps;
 use crate::model::memory::{Rooms, Said};
 use crate::recall::model_of;
 use crate::stage::{Failure, Stage};
+use crate::wide::wide;
 
 /// Rooms of a palace.
 pub const ROOMS_MAX: usize = 24;
@@ -87,8 +88,8 @@ impl Stage for Memories {
             slice.direction.clear();
             slice.rooms.iter_mut().for_each(|room| room.centroid = None);
         }
-        let words = model.words(&turn.text);
-        let terms: Vec<(&str, &str)> = part.terms.iter().zip(&words).map(|(t, w)| (t.as_str(), w.as_str())).collect();
+        let lower = model.lower(&turn.text);
+        let terms: Vec<(&str, &str)> = part.terms.iter().map(String::as_str).zip(model.words(&lower)).collect();
         let recipe = model.rooms(encoding.provenance.tier);
         let segment = turn.coherence.as_ref().and_then(|part| part.segment);
         let settled = recipe.free > 0 && segment.is_some_and(|segment| segment.turns > recipe.free);
@@ -98,17 +99,14 @@ impl Stage for Memories {
             slice.lately.clear();
         }
         let room = enter(slice, recipe, model.rooms_max(), settled, &encoding.embedding, &terms);
-        let place = if part.keep {
+        part.locus = part.keep.then(|| {
             slice.rooms[room].places = slice.rooms[room].places.saturating_add(1);
-            slice.rooms[room].places
-        } else {
-            0
-        };
-        let named = named(&slice.rooms, room);
-        let sensitive = named.iter().any(|word| model.is_sensitive(&word.term));
-        let name = named.iter().take(NAME_WORDS).map(|word| word.word.as_str()).collect::<Vec<_>>().join(" and ");
-        let Room { number, x, y, .. } = slice.rooms[room];
-        part.locus = part.keep.then_some(Locus { room: number, name, place, x, y, sensitive });
+            let named = named(&slice.rooms, room);
+            let sensitive = named.iter().any(|word| model.is_sensitive(word.term()));
+            let name = named.iter().take(NAME_WORDS).map(|word| word.word.as_str()).collect::<Vec<_>>().join(" and ");
+            let Room { number, places: place, x, y, .. } = slice.rooms[room];
+            Locus { room: number, name, place, x, y, sensitive }
+        });
         Ok(())
     }
 }
@@ -160,11 +158,13 @@ fn enter(
 /// How like each room is what was said lately.
 fn likeness(slice: &MemorySlice, recipe: &Rooms, now: Option<usize>) -> Vec<f32> {
     let rooms = &slice.rooms;
-    let lately: HashMap<&str, usize> = slice.lately.iter().map(|word| word.term.as_str()).zip(0..).collect();
+    let lately: HashMap<u32, usize> = slice.lately.iter().map(Weighed::key).zip(0..).collect();
     let mut holders: Vec<Vec<usize>> = vec![Vec::new(); slice.lately.len()];
     for (place, room) in rooms.iter().enumerate() {
         let present = room.terms.iter().filter(|word| word.weight >= PRESENT);
-        present.filter_map(|word| lately.get(word.term.as_str())).for_each(|word| holders[*word].push(place));
+        let said = present.filter_map(|word| Some((word, *lately.get(&word.key())?)));
+        let said = said.filter(|(word, said)| slice.lately[*said].term() == word.term());
+        said.for_each(|(_, said)| holders[said].push(place));
     }
     let (mut shared, mut all) = (vec![0.0; rooms.len()], 0.0);
     for (word, holders) in slice.lately.iter().zip(&holders) {
@@ -173,28 +173,26 @@ fn likeness(slice: &MemorySlice, recipe: &Rooms, now: Option<usize>) -> Vec<f32>
         all += weight;
         holders.iter().for_each(|room| shared[*room] += weight);
     }
+    let length = slice.direction.iter().map(|x| x * x).sum::<f32>().sqrt();
     rooms
         .iter()
         .enumerate()
         .map(|(place, room)| {
-            let near = room.centroid.as_ref().map_or(0.0, |centroid| cosine(&slice.direction, centroid));
+            let near = room.centroid.as_ref().map_or(0.0, |centroid| cosine(&slice.direction, length, centroid));
             let stay = if now == Some(place) { recipe.stay } else { 0.0 };
             near + recipe.words * if all > 0.0 { shared[place] / all } else { 0.0 } + stay
         })
         .collect()
 }
 
-fn cosine(direction: &[f32], centroid: &Embedding) -> f32 {
+/// The cosine of a direction of this length with a vector as it travels; of another number of components, 0.
+fn cosine(direction: &[f32], length: f32, centroid: &Embedding) -> f32 {
     if direction.len() != centroid.values.len() {
         return 0.0;
     }
-    let (mut product, mut one, mut other) = (0.0, 0.0, 0.0);
-    for (a, b) in direction.iter().zip(centroid.components()) {
-        product += a * b;
-        one += a * a;
-        other += b * b;
-    }
-    if one > 0.0 && other > 0.0 { product / (one * other).sqrt() } else { 0.0 }
+    // The scale is in the product and in the length alike.
+    let lengths = length * (steps(&centroid.values, &centroid.values) as f32).sqrt();
+    if lengths > 0.0 && centroid.scale > 0.0 { along(direction, &centroid.values) / lengths } else { 0.0 }
 }
 
 /// Decays a sum of vectors and adds one; of another length, the sum begins with it.
@@ -202,19 +200,61 @@ fn follow(sum: &mut Vec<f32>, decay: f32, vector: &Embedding) {
     if sum.len() != vector.values.len() {
         *sum = vec![0.0; vector.values.len()];
     }
-    sum.iter_mut().zip(vector.components()).for_each(|(sum, x)| *sum = *sum * decay + x);
+    blend(sum, decay, &vector.values, vector.scale);
+}
+
+/// Sums that run side by side.
+const LANES: usize = 16;
+
+wide! {
+    /// The product of a vector with one in steps, in [`LANES`] sums that are then added up in order.
+    fn along(direction: &[f32], steps: &[u8]) -> f32 {
+        let mut sums = [0f32; LANES];
+        let mut place = 0;
+        while place + LANES <= direction.len() {
+            let (direction, steps) = (&direction[place..place + LANES], &steps[place..place + LANES]);
+            let mut i = 0;
+            while i < LANES {
+                sums[i] += direction[i] * f32::from(steps[i] as i8);
+                i += 1;
+            }
+            place += LANES;
+        }
+        while place < direction.len() {
+            sums[place % LANES] += direction[place] * f32::from(steps[place] as i8);
+            place += 1;
+        }
+        sums.iter().sum()
+    }
+
+    /// Decays a sum and adds a vector in steps of `scale`.
+    fn blend(sum: &mut [f32], decay: f32, steps: &[u8], scale: f32) {
+        let mut place = 0;
+        while place < sum.len() && place < steps.len() {
+            sum[place] = sum[place] * decay + f32::from(steps[place] as i8) * scale;
+            place += 1;
+        }
+    }
+}
+
+/// A content word of a turn.
+struct Term<'t> {
+    key: u32,
+    term: &'t str,
+    /// As it is said.
+    word: &'t str,
 }
 
 /// Decays words and adds those of a turn; the heaviest [`TERMS_MAX`] stay, of equal ones the earlier.
-fn follow_words(words: &mut Vec<Weighed>, decay: f32, terms: &[(&str, &str)]) {
+fn follow_words(words: &mut Vec<Weighed>, decay: f32, terms: &[Term<'_>]) {
     words.iter_mut().for_each(|word| word.weight *= decay);
-    for (term, said) in terms {
-        match words.iter_mut().find(|word| word.term == *term) {
-            Some(word) => {
-                word.weight += 1.0;
-                (*said).clone_into(&mut word.word);
+    for Term { key, term, word } in terms {
+        match words.iter_mut().find(|known| known.is(*key, term)) {
+            Some(known) => {
+                known.weight += 1.0;
+                (*word).clone_into(&mut known.word);
             }
-            None => words.push(Weighed { term: (*term).to_owned(), word: (*said).to_owned(), weight: 1.0 }),
+            None => words.push(Weighed::said(term, word)),
         }
     }
     words.sort_by(|a, b| b.weight.total_cmp(&a.weight));
@@ -222,18 +262,25 @@ fn follow_words(words: &mut Vec<Weighed>, decay: f32, terms: &[(&str, &str)]) {
 }
 
 /// The first of each stem.
-fn distinct<'t>(terms: &[(&'t str, &'t str)]) -> Vec<(&'t str, &'t str)> {
-    let mut seen = BTreeSet::new();
-    terms.iter().filter(|(term, _)| seen.insert(*term)).take(TERMS_MAX).copied().collect()
+fn distinct<'t>(terms: &[(&'t str, &'t str)]) -> Vec<Term<'t>> {
+    let mut found: Vec<Term<'_>> = Vec::with_capacity(terms.len().min(TERMS_MAX));
+    for (term, word) in terms {
+        let key = Weighed::key_of(term);
+        if found.len() < TERMS_MAX && !found.iter().any(|known| known.key == key && known.term == *term) {
+            found.push(Term { key, term, word });
+        }
+    }
+    found
 }
 
 /// Builds a room on the free place that is nearest to its neighbour's; its place in `rooms`.
 fn build(rooms: &mut Vec<Room>, neighbour: Option<usize>) -> usize {
     let (x, y) = neighbour.map_or((0, 0), |neighbour| (rooms[neighbour].x, rooms[neighbour].y));
     let taken = |x: i32, y: i32| rooms.iter().any(|room| (room.x, room.y) == (x, y));
-    let reach = ROOMS_MAX as i32;
+    // A square of more places than there are rooms has a free one; what is nearer than that is within twice its reach.
+    let square = (1..).find(|reach: &i32| (2 * reach + 1).pow(2) > rooms.len() as i32).unwrap_or(1);
+    let reach = 2 * square;
     let around = (-reach..=reach).flat_map(|dx| (-reach..=reach).map(move |dy| (dx, dy)));
-    // There is always one: the square holds more places than there are rooms.
     let free = around.filter(|(dx, dy)| !taken(x + dx, y + dy));
     let (dx, dy) = free.min_by_key(|(dx, dy)| (dx * dx + dy * dy, -dx, -dy)).unwrap_or_default();
     let number = rooms.last().map_or(1, |last| last.number + 1);
@@ -243,17 +290,22 @@ fn build(rooms: &mut Vec<Room>, neighbour: Option<usize>) -> usize {
 
 /// The words that a room is called by, and those that stand next: heavy there, and light elsewhere.
 fn named(rooms: &[Room], room: usize) -> Vec<&Weighed> {
-    let elsewhere = |term: &str| {
-        let others = rooms.iter().enumerate().filter(|(place, _)| *place != room);
-        others.filter(|(_, other)| other.terms.iter().any(|word| word.term == term)).count() as f32
-    };
+    let words = &rooms[room].terms;
+    let own: HashMap<u32, usize> = words.iter().map(Weighed::key).zip(0..).collect();
+    let mut elsewhere = vec![0f32; words.len()];
+    let others = rooms.iter().enumerate().filter(|(place, _)| *place != room).flat_map(|(_, other)| &other.terms);
+    for other in others {
+        if let Some(word) = own.get(&other.key()).filter(|word| words[**word].term() == other.term()) {
+            elsewhere[*word] += 1.0;
+        }
+    }
     let mut best: Vec<(&Weighed, f32)> = Vec::with_capacity(SENSITIVE_WORDS + 1);
-    for word in &rooms[room].terms {
+    for (word, elsewhere) in words.iter().zip(elsewhere) {
         // The heaviest stand first: what weighs less than those that are chosen cannot be chosen any more.
         if best.len() == SENSITIVE_WORDS && best[SENSITIVE_WORDS - 1].1 >= word.weight {
             break;
         }
-        best.push((word, word.weight / (1.0 + elsewhere(&word.term))));
+        best.push((word, word.weight / (1.0 + elsewhere)));
         best.sort_by(|a, b| b.1.total_cmp(&a.1));
         best.truncate(SENSITIVE_WORDS);
     }

@@ -4,17 +4,18 @@
 //! drawn out. It is no diagnosis and no measure of danger: it misses what is said in other words, and it finds the name of
 //! a film. How often, `models/dreams` says. Leaves out: what follows from it (the stages and whoever makes dreams).
 
-use std::collections::HashMap;
 use std::sync::LazyLock;
+
+use foldhash::HashMap;
 
 /// Turns that carry the flag: the one with the words, and those after it.
 pub const FLAGGED_TURNS: i32 = 20;
 
 /// Phrases by their first word.
 static PHRASES: LazyLock<HashMap<String, Vec<Vec<String>>>> = LazyLock::new(|| {
-    let mut phrases: HashMap<String, Vec<Vec<String>>> = HashMap::new();
+    let mut phrases: HashMap<String, Vec<Vec<String>>> = HashMap::default();
     for line in include_str!("self_harm.txt").lines().filter(|line| !line.starts_with('#')) {
-        let mut words = words(line);
+        let mut words = words(runs(line));
         if let Some(first) = words.next() {
             phrases.entry(first).or_default().push(words.collect());
         }
@@ -24,31 +25,43 @@ static PHRASES: LazyLock<HashMap<String, Vec<Vec<String>>>> = LazyLock::new(|| {
 
 /// Whether a word or phrase of the list stands in the text.
 pub fn stands_in(text: &str) -> bool {
-    let mut rest = words(text);
-    while let Some(word) = rest.next() {
-        let begun = PHRASES.get(&word).into_iter().flatten();
-        if begun.into_iter().any(|phrase| phrase.iter().cloned().eq(rest.clone().take(phrase.len()))) {
+    let (mut rest, mut word) = (runs(text), String::new());
+    while let Some(run) = rest.next() {
+        word.clear();
+        plain(run, &mut word);
+        let begun = PHRASES.get(word.as_str()).into_iter().flatten();
+        if begun.into_iter().any(|phrase| phrase.iter().cloned().eq(words(rest.clone()).take(phrase.len()))) {
             return true;
         }
     }
     false
 }
 
-/// Words in lower case, without apostrophes; a letter three times or more in a row is written once.
-fn words(text: &str) -> impl Iterator<Item = String> + Clone + '_ {
-    let is_apart = |c: char| !c.is_alphanumeric() && !is_apostrophe(c);
-    text.split(is_apart).filter_map(|word| {
-        let mut out = String::with_capacity(word.len());
-        let mut letters = word.chars().filter(|c| !is_apostrophe(*c)).flat_map(char::to_lowercase).peekable();
-        while let Some(c) = letters.next() {
-            let mut times = 1;
-            while letters.next_if_eq(&c).is_some() {
-                times += 1;
-            }
-            out.extend(std::iter::repeat_n(c, if times == 2 { 2 } else { 1 }));
+/// Runs of letters, figures and apostrophes.
+fn runs(text: &str) -> impl Iterator<Item = &str> + Clone {
+    text.split(|c: char| !c.is_alphanumeric() && !is_apostrophe(c))
+}
+
+/// The words of runs.
+fn words<'t>(runs: impl Iterator<Item = &'t str>) -> impl Iterator<Item = String> {
+    let word = |run: &str| {
+        let mut word = String::with_capacity(run.len());
+        plain(run, &mut word);
+        word
+    };
+    runs.map(word).filter(|word| !word.is_empty())
+}
+
+/// Appends a run in lower case, without apostrophes; a letter three times or more in a row is written once.
+fn plain(run: &str, out: &mut String) {
+    let mut letters = run.chars().filter(|c| !is_apostrophe(*c)).flat_map(char::to_lowercase).peekable();
+    while let Some(c) = letters.next() {
+        let mut times = 1;
+        while letters.next_if_eq(&c).is_some() {
+            times += 1;
         }
-        (!out.is_empty()).then_some(out)
-    })
+        out.extend(std::iter::repeat_n(c, if times == 2 { 2 } else { 1 }));
+    }
 }
 
 fn is_apostrophe(c: char) -> bool {

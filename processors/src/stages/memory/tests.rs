@@ -1,5 +1,7 @@
 //! What the stage promises of rooms, on made-up vectors and on the shipped models; recall, held against the training code.
 
+use std::collections::BTreeSet;
+
 use schemas::{Sender, Tier};
 use serde::Deserialize;
 

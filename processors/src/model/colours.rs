@@ -200,16 +200,18 @@ impl Names {
         vector.iter_mut().zip(&self.middle).for_each(|(x, middle)| *x -= middle);
         let mut place: Vec<f32> = self.space.chunks_exact(VECTOR).map(|row| dot(row, &vector)).collect();
         scale_to_one(&mut place);
-        let alike = cosines(&self.places, &place);
+        let place = Embedding::quantise(&place);
+        let alike = products(&self.places, &place.values);
         let mut order: Vec<u32> = (0..alike.len() as u32).collect();
         // By the place in the list where two are equally near, so that the same ones are always taken.
-        let nearer = |a: &u32, b: &u32| alike[*b as usize].total_cmp(&alike[*a as usize]).then(a.cmp(b));
+        let nearer = |a: &u32, b: &u32| alike[*b as usize].cmp(&alike[*a as usize]).then(a.cmp(b));
         order.select_nth_unstable_by(NEAREST - 1, nearer);
         order.truncate(NEAREST);
         order.sort_unstable();
         let (mut sums, mut all) = ([0f32; AXES], 0f32);
         for name in order {
-            let weight = ((alike[name as usize] - 1.0) * self.sharpness).exp();
+            let cosine = alike[name as usize] as f32 * (place.scale / 127.0);
+            let weight = ((cosine - 1.0) * self.sharpness).exp();
             let colour = &self.colours[name as usize * AXES..][..AXES];
             sums.iter_mut().zip(colour).for_each(|(sum, axis)| *sum += weight * f32::from(*axis));
             all += weight;
@@ -254,32 +256,22 @@ wide! {
         sums
     }
 
-    /// The cosine of a place to that of each name.
-    fn cosines(places: &[i8], place: &[f32]) -> Vec<f32> {
+    /// The product of a place, in steps, with that of each name.
+    fn products(places: &[i8], place: &[u8]) -> Vec<i32> {
+        let place = &place[..PLACES];
         let count = places.len() / PLACES;
-        let mut cosines = vec![0f32; count];
+        let mut products = vec![0; count];
         let mut name = 0;
         while name < count {
             let steps = &places[name * PLACES..][..PLACES];
-            let mut lanes = [0f32; LANES];
-            let mut begin = 0;
-            while begin < PLACES {
-                let mut lane = 0;
-                while lane < LANES {
-                    lanes[lane] += f32::from(steps[begin + lane]) * place[begin + lane];
-                    lane += 1;
-                }
-                begin += LANES;
+            let (mut sum, mut i) = (0, 0);
+            while i < PLACES {
+                sum += i32::from(steps[i]) * i32::from(place[i] as i8);
+                i += 1;
             }
-            let mut sum = 0f32;
-            let mut lane = 0;
-            while lane < LANES {
-                sum += lanes[lane];
-                lane += 1;
-            }
-            cosines[name] = sum / 127.0;
+            products[name] = sum;
             name += 1;
         }
-        cosines
+        products
     }
 }

@@ -18,9 +18,10 @@ use std::time::Duration;
 
 pub use cassandra::{cassandra, contexts, history};
 pub use redis::{cached, redis};
-use schemas::{Codec, Payload, Turn};
+use schemas::{Codec, Erasure, Payload, Turn};
 pub use server::Server;
 use store::log::{Admin, From, Kafka, Message, Place, Producer, ProducerLimits, Record, Tail, TopicSpec};
+use uuid::Uuid;
 
 /// Partitions of the topics that a program makes on an Apache Kafka under test: it takes its time for each, and the next
 /// test removes them.
@@ -79,6 +80,21 @@ impl Log {
             timestamp: now(),
         };
         self.producer.append(record).await.expect("the broker acknowledges")
+    }
+
+    /// Writes down that a conversation was forgotten, or some of its turns.
+    pub async fn forget(&self, conversation: &str, turns: &[Uuid]) {
+        let turns = turns.iter().map(Uuid::to_string).collect();
+        let (conversation, id) = (Some(conversation.to_owned()), Uuid::new_v4());
+        let erasure = Erasure { id, at: now(), conversation, person: None, turns };
+        let record = Record {
+            topic: schemas::topic::ERASURES.to_owned(),
+            key: Some(id.to_string().into_bytes()),
+            value: Some(self.codec.encode(&erasure).expect("an erasure fits its schema")),
+            timestamp: now(),
+            ..Record::default()
+        };
+        self.producer.append(record).await.expect("the broker acknowledges");
     }
 
     /// Reads a topic from its beginning, committed records only, until `count` have come.

@@ -237,6 +237,20 @@ async fn conditions_choose_and_a_dry_run_writes_nothing() {
     assert_eq!(told[1], "no reject has the stage \"intake\"; there are: ingest, processors");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reject_of_what_was_forgotten_is_not_driven_in_again() {
+    let log = Log::start(1, &[]).await;
+    let (forgotten, other) = (turn("a", "1", "marzipan"), turn("b", "1", "hello"));
+    write(&log, &[reject_of(&log, &forgotten), reject_of(&log, &other)]).await;
+    log.forget("a", &[]).await;
+    let report = redrive(&log, &Selection::default(), false).await;
+    assert_eq!((report.selected, report.redriven, report.refused), (2, 1, 1), "{report:?}");
+    let (_, driven_in) = log.read::<Turn>(TURNS_RECEIVED, 1).await.remove(0);
+    assert_eq!(driven_in.conversation, "b");
+    assert_eq!(committed(&log, TURNS_RECEIVED).await.len(), 1);
+    assert_eq!(redrive(&log, &Selection::default(), false).await.redriven, 0, "nor the next time");
+}
+
 struct Role {
     task: JoinHandle<Result<(), RunError>>,
     shutdown: CancellationToken,

@@ -101,6 +101,23 @@ async fn the_same_settings_give_the_same_turns_and_contexts_and_the_live_ones_st
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_from_the_beginning_finds_nothing_of_what_was_forgotten() {
+    let (log, _, mut enriched) = lived().await;
+    let gone = enriched.iter().position(|turn| turn.conversation == "b").unwrap() + 2;
+    log.forget("a", &[]).await;
+    log.forget("b", &[enriched[gone].id]).await;
+    let (replay, contexts) = (planned(&log, "forgetful").await, tests::contexts().await);
+    run(&log, &contexts, &replay, &Setup::named("0")).await.unwrap();
+    let replayed = turns(&log, &replay::topic("forgetful")).await;
+    enriched.remove(gone);
+    enriched.retain(|turn| turn.conversation != "a");
+    let place = |turn: &Turn| (turn.id, turn.position);
+    assert_eq!(replayed.iter().map(place).collect::<Vec<_>>(), enriched.iter().map(place).collect::<Vec<_>>());
+    let kept = outcome(&contexts, replayed).await.slices;
+    assert!(!kept.is_empty() && kept.keys().all(|(conversation, _)| conversation == "b"), "{:?}", kept.keys());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_tier_gives_its_parts_in_the_same_places() {
     let (log, _, enriched) = lived().await;
     let replay = Replay { tier: Some(Tier::Full), ..planned(&log, "full").await };

@@ -63,6 +63,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use log::{Replace, Rewriter};
 pub use metadata::MetadataError;
 use node::Node;
 use sync::Syncer;
@@ -372,6 +373,12 @@ impl Broker {
     /// Where it listens; the port is the real one.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Takes values out of the log that must not be in it any more, which no client can. `None` while it ends.
+    pub fn rewriter(&self) -> Option<Rewriter> {
+        let runtime = self.runtime.as_ref()?.handle().clone();
+        Some(Rewriter { node: Arc::downgrade(&self.node), runtime })
     }
 
     /// What clients put into `bootstrap.servers`.

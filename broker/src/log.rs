@@ -13,6 +13,7 @@ mod describe;
 mod index;
 mod producers;
 mod recovery;
+mod replace;
 mod segment;
 
 use std::collections::VecDeque;
@@ -34,6 +35,7 @@ pub(crate) use describe::KnownProducer;
 use index::{Index, Summary};
 pub(crate) use producers::Aborted;
 use producers::{Producers, Verdict};
+pub use replace::{Replace, Rewriter};
 use segment::Order;
 
 /// Beyond this, dead waiters are swept out before a new one is added.
@@ -46,6 +48,8 @@ pub(crate) struct Partition {
     writer: Mutex<Writer>,
     view: Arc<Mutex<View>>,
     layout: RwLock<()>,
+    /// Held while segments are written anew.
+    rewriting: Mutex<()>,
 }
 
 struct Writer {

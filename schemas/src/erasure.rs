@@ -9,6 +9,9 @@ use crate::Turn;
 /// the conversation begins anew behind it. It has no words, and its `external_id` is the erasure's id.
 pub const ERASURE: &str = "erasure";
 
+/// Kind of what is left of a turn that was forgotten, where the log was gone over for it: see [`Turn::forgotten`].
+pub const FORGOTTEN: &str = "forgotten";
+
 /// Turns that were forgotten.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Erasure {
@@ -29,5 +32,23 @@ impl Turn {
     /// Whether it only says that something in front of it was forgotten.
     pub fn is_erasure(&self) -> bool {
         self.kind == ERASURE
+    }
+
+    /// What is left of a turn that was forgotten: that there was one, its id, its place and its times.
+    pub fn forgotten(&self) -> Turn {
+        Turn {
+            id: self.id,
+            kind: FORGOTTEN.to_owned(),
+            received_at: self.received_at,
+            position: self.position,
+            stamp: self.stamp,
+            tier: self.tier,
+            ..Turn::message(&self.source, &self.conversation, "", "", "", self.at)
+        }
+    }
+
+    /// Whether only that is left of it.
+    pub fn is_forgotten(&self) -> bool {
+        self.kind == FORGOTTEN
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use schemas::{Codec, Erasure, Turn, topic};
+use schemas::{Codec, Erasure, Feedback, Reply, Turn, topic};
 
 use crate::log::{Admin, From, Kafka, LogError, Tail};
 
@@ -65,11 +65,28 @@ impl Erasures {
         }
     }
 
+    /// Whether a reply was forgotten: with its conversation, or with the turn that it answers.
+    pub fn covers_reply(&self, reply: &Reply) -> bool {
+        self.has_conversation(&reply.conversation, reply.at) || self.turns.contains(&reply.in_reply_to.to_string())
+    }
+
+    /// Whether a reaction was forgotten: with its conversation, or with who reacted.
+    pub fn covers_feedback(&self, feedback: &Feedback) -> bool {
+        let person = || Some(format!("{}:{}", feedback.source, feedback.sender.as_ref()?.id));
+        self.has_conversation(&feedback.conversation, feedback.received_at)
+            || person().is_some_and(|person| self.people.get(&person).is_some_and(|at| feedback.received_at <= *at))
+    }
+
+    fn has_conversation(&self, conversation: &str, received_at: i64) -> bool {
+        self.conversations.get(conversation).is_some_and(|at| received_at <= *at)
+    }
+
     /// Whether a turn was forgotten. One that says so of others was not.
     pub fn covers(&self, turn: &Turn) -> bool {
         let since = |at: Option<&i64>| at.is_some_and(|at| turn.received_at <= *at);
         !turn.is_erasure()
-            && (since(self.conversations.get(&turn.conversation))
+            && (turn.is_forgotten()
+                || since(self.conversations.get(&turn.conversation))
                 || turn.person().is_some_and(|person| since(self.people.get(&person)))
                 || !self.turns.is_empty() && self.turns.contains(&turn.id.to_string()))
     }
@@ -104,6 +121,21 @@ mod tests {
         let one = said("c", "ann", 5);
         erasures.add(erasure(Some("c"), None, &[one.id]));
         assert!(erasures.covers(&one) && !erasures.covers(&said("c", "ann", 6)));
+        assert!(erasures.covers(&said("d", "ann", 900).forgotten()), "what is left of one is covered by whatever list");
+        let reply = |conversation: &str, in_reply_to, at| Reply {
+            id: Uuid::nil(),
+            conversation: conversation.to_owned(),
+            in_reply_to,
+            bot: None,
+            at,
+            text: "words".to_owned(),
+            model: String::new(),
+            finish_reason: "stop".to_owned(),
+        };
+        assert!(
+            erasures.covers_reply(&reply("a", Uuid::nil(), 100)) && erasures.covers_reply(&reply("c", one.id, 900))
+        );
+        assert!(!erasures.covers_reply(&reply("a", Uuid::nil(), 101)));
         let mark = Turn { kind: schemas::erasure::ERASURE.to_owned(), ..said("a", "ann", 1) };
         assert!(!erasures.covers(&mark));
     }

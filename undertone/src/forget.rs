@@ -15,13 +15,13 @@ use schemas::erasure::ERASURE;
 use schemas::{Codec, Envelope, Erasure, Turn, envelope, topic, turn_id};
 use store::erasures::TURNS_MAX;
 use store::history::{History, Page};
-use store::log::{Admin, Kafka, Producer, ProducerLimits, Record};
+use store::log::{Admin, Kafka, Place, Producer, ProducerLimits, Record};
 use store::registry::Registry;
 use uuid::Uuid;
 
 use crate::config::{Cache, Config, StoreKind};
 use crate::health::Health;
-use crate::up::Databases;
+use crate::up::{Databases, eraser};
 
 /// Source of the turns that say that something was forgotten.
 const SOURCE: &str = "undertone";
@@ -29,6 +29,10 @@ const SOURCE: &str = "undertone";
 const COME_THROUGH_WITHIN: Duration = Duration::from_secs(5);
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long to wait until the broker has gone over the log.
+const GONE_OVER_WITHIN: Duration = Duration::from_secs(5);
+/// Time between two questions to the brokers.
+const ASK_EVERY: Duration = Duration::from_millis(50);
 /// Conversations that are looked at; of a person who spoke in more, the rest is told as under way.
 const LOOKED_AT_MAX: usize = 100;
 /// Newest turns of a conversation among which the one that says so is looked for.
@@ -68,13 +72,17 @@ impl Forgetting {
         let Some(found) = self.find(what, now).await? else { return Ok(None) };
         let codec = self.registry.codec();
         let producer = Producer::connect(&self.kafka, &ProducerLimits::default()).context("connect to the log")?;
-        append(&producer, found.erasures.iter().map(|erasure| listed(codec, erasure)).collect()).await?;
+        let list = || found.erasures.iter().map(|erasure| listed(codec, erasure)).collect();
+        append(&producer, list()).await?;
         let turns = self.erase(what, &found).await.context("erase in the history")?;
         let id = found.erasures.first().map_or(Uuid::nil(), |erasure| erasure.id);
         let marks = found.conversations.iter().map(|conversation| mark(codec, conversation, id, now));
         append(&producer, marks.collect()).await?;
         let came_through = self.wait(&found.conversations, id).await;
-        let places = self.places(now, came_through).await?;
+        // Once more behind what was under way: who goes over the log for it goes over that as well.
+        let again = append(&producer, list()).await?;
+        let gone_over = self.gone_over(&again).await?.map(|gone_over| gone_over && came_through);
+        let places = self.places(now, came_through, gone_over).await?;
         let conversations = found.conversations.into_iter().collect();
         Ok(Some(Receipt::new(id, envelope::rfc3339(now), found.what, turns, conversations, places)))
     }
@@ -157,8 +165,23 @@ impl Forgetting {
         conversations.len() <= LOOKED_AT_MAX
     }
 
+    /// Whether the log was gone over for what stands in the list here; `None` where nobody does that.
+    async fn gone_over(&self, listed: &[Place]) -> anyhow::Result<Option<bool>> {
+        let (admin, begun) = (Admin::connect(&self.kafka)?, Instant::now());
+        loop {
+            let committed = admin.committed(eraser::GROUP, topic::ERASURES).await.context("ask how far the log is")?;
+            let passed = |place: &Place| committed.get(&place.partition).is_some_and(|next| *next > place.offset);
+            match () {
+                () if committed.is_empty() && !self.config.is_embedded() => return Ok(None),
+                () if listed.iter().all(passed) => return Ok(Some(true)),
+                () if begun.elapsed() > GONE_OVER_WITHIN => return Ok(Some(false)),
+                () => tokio::time::sleep(ASK_EVERY).await,
+            }
+        }
+    }
+
     /// Every place that held the words, and how it stands.
-    async fn places(&self, now: i64, came_through: bool) -> anyhow::Result<Vec<Held>> {
+    async fn places(&self, now: i64, came_through: bool, gone_over: Option<bool>) -> anyhow::Result<Vec<Held>> {
         let mut places = Vec::new();
         let settled = |place: &str, emptied: Option<bool>| match emptied {
             Some(true) => Held::erased(place),
@@ -203,7 +226,7 @@ impl Forgetting {
             let until = now + self.config.api.pages_fixed_ms_max as i64;
             places.push(Held::expires("pages: Redis", envelope::rfc3339(until)));
         }
-        places.extend(self.topics(now).await?);
+        places.extend(self.topics(now, gone_over).await?);
         let days = i64::from(self.config.privacy.backups_days);
         places.push(match days {
             0 => Held::erased("backups: none are kept"),
@@ -212,18 +235,27 @@ impl Forgetting {
         Ok(places)
     }
 
-    /// The topics that hold words; a record goes with its segment, when that is as old as the retention.
-    async fn topics(&self, now: i64) -> anyhow::Result<Vec<Held>> {
-        let known = Admin::connect(&self.kafka)?.topics().await.context("ask for the topics")?;
-        let words = |name: &str| {
-            name.starts_with("undertone.turns.") || [topic::REPLIES, topic::REJECTS, topic::FEEDBACK].contains(&name)
-        };
+    /// The topics that hold words. Where nobody goes over them, a record goes with its segment, when that is as old as the
+    /// retention.
+    async fn topics(&self, now: i64, gone_over: Option<bool>) -> anyhow::Result<Vec<Held>> {
+        let admin = Admin::connect(&self.kafka)?;
+        let known = admin.topics().await.context("ask for the topics")?;
+        let rejects = admin.offsets(topic::REJECTS).await.context("ask for the rejects")?;
+        let no_rejects = rejects.values().all(|(low, high)| low == high);
         let number = |state: &store::log::TopicState, key: &str| state.config.get(key)?.parse::<i64>().ok();
         let mut places: Vec<Held> = known
             .iter()
-            .filter(|state| words(&state.name))
+            .filter(|state| eraser::goes_over(&state.name) || state.name == topic::REJECTS)
             .map(|state| {
                 let place = format!("log segments of {}", state.name);
+                match gone_over.filter(|_| state.name != topic::REJECTS) {
+                    Some(true) => return Held::erased(&place),
+                    Some(false) => {
+                        return Held::pending(&place, "the broker has not gone over it yet; it goes on by itself");
+                    }
+                    None if state.name == topic::REJECTS && no_rejects => return Held::erased(&place),
+                    None => {}
+                }
                 match number(state, "retention.ms").filter(|retention| *retention >= 0) {
                     Some(retention) => {
                         let segment = number(state, "segment.ms").unwrap_or(SEGMENT_MS);
@@ -238,11 +270,9 @@ impl Forgetting {
     }
 }
 
-async fn append(producer: &Producer, records: Vec<Record>) -> anyhow::Result<()> {
-    for appended in producer.append_all(records).await {
-        appended.context("write to the log; what was written is done: ask again")?;
-    }
-    Ok(())
+async fn append(producer: &Producer, records: Vec<Record>) -> anyhow::Result<Vec<Place>> {
+    let appended = producer.append_all(records).await.into_iter().collect::<Result<_, _>>();
+    appended.context("write to the log; what was written is done: ask again")
 }
 
 /// The record of an erasure in the list.

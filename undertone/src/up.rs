@@ -6,6 +6,7 @@
 //! [`Running::kill`], like dropping it, ends as a crash does.
 
 mod databases;
+pub(crate) mod eraser;
 mod http;
 mod registry;
 mod roles;

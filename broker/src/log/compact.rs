@@ -42,16 +42,16 @@ struct Rules<'a> {
 
 impl Partition {
     /// Compacts what the topic's settings ask for; returns the number of records dropped. The map holds at most
-    /// `keys_max` keys (about 40 bytes each); what is beyond them waits for the next call. For I/O threads, and not for
-    /// two at once.
+    /// `keys_max` keys (about 40 bytes each); what is beyond them waits for the next call. For I/O threads.
     pub(crate) fn compact(&self, now_ms: i64, keys_max: usize) -> io::Result<u64> {
+        let _alone = self.rewriting.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(work) = self.compactable(now_ms)? else { return Ok(0) };
         let aborted = self.view().aborted.clone();
         let newest = self.newest(&work, &aborted, keys_max)?;
         let rules = Rules { newest: &newest, aborted: &aborted, tombstones_before_ms: work.tombstones_before_ms };
         let mut dropped = 0;
         for (segment, _) in work.segments.iter().filter(|(segment, _)| segment.base < newest.upto) {
-            dropped += self.compact_segment(*segment, &rules)?;
+            dropped += self.write_anew(*segment, |bytes, header, dropped| rules.apply(bytes, header, dropped))?;
         }
         let mut writer = self.writer();
         writer.compacted_to = newest.upto;
@@ -115,13 +115,18 @@ impl Partition {
         Ok(newest)
     }
 
-    /// Writes one segment anew; returns the number of records dropped.
-    fn compact_segment(&self, segment: Closed, rules: &Rules<'_>) -> io::Result<u64> {
+    /// Writes one closed segment anew, each batch as `apply` says: another one, none if that is empty, or the same. It counts
+    /// the records that it changes; if there are any, the new file takes the old one's name. Returns their number.
+    pub(super) fn write_anew(
+        &self,
+        segment: Closed,
+        apply: impl Fn(&[u8], &Header, &mut u64) -> io::Result<Option<Vec<u8>>>,
+    ) -> io::Result<u64> {
         let path = segment::log_path(&self.dir, segment.base);
         let file = File::open(&path)?;
         let temporary = path.with_extension("compacting");
         let mut out = io::BufWriter::new(File::create(&temporary)?);
-        let (mut size, mut dropped, mut max_timestamp_ms) = (0_u64, 0_u64, -1);
+        let (mut size, mut changed, mut max_timestamp_ms) = (0_u64, 0_u64, -1);
         let mut index = Index::default();
         let mut walk = Walk::new(&file, 0, segment.size);
         while let Some((at, header)) = walk.next()? {
@@ -129,7 +134,7 @@ impl Partition {
             if !batch::checksum_holds(bytes, &header) {
                 return Err(segment::damaged(at));
             }
-            let rewritten = rules.apply(bytes, &header, &mut dropped)?;
+            let rewritten = apply(bytes, &header, &mut changed)?;
             let bytes = rewritten.as_deref().unwrap_or(bytes);
             if !bytes.is_empty() {
                 index.note(header.base_offset, size, max_timestamp_ms);
@@ -141,7 +146,7 @@ impl Partition {
         // What cannot be read must not be taken for what nobody needs.
         walk.whole()?;
         let out = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        if dropped == 0 {
+        if changed == 0 {
             std::fs::remove_file(&temporary)?;
             return Ok(0);
         }
@@ -150,14 +155,14 @@ impl Partition {
         let Some(at) = self.view().closed.iter().position(|other| other.base == segment.base) else {
             // Retention was faster.
             std::fs::remove_file(&temporary)?;
-            return Ok(dropped);
+            return Ok(changed);
         };
         // The first segment stays even if it is empty: its name says where the log begins.
         if size == 0 && at > 0 {
             std::fs::remove_file(&temporary)?;
             self.view().closed.remove(at);
             self.remove_segment(segment.base)?;
-            return Ok(dropped);
+            return Ok(changed);
         }
         let index_path = segment::index_path(&self.dir, segment.base);
         // Never an old index beside the new log, wherever the process ends.
@@ -166,7 +171,7 @@ impl Partition {
         let created_ms = segment.max_timestamp_ms;
         index.write(&index_path, Summary { size, max_timestamp_ms, created_ms })?;
         self.view().closed[at] = Closed { base: segment.base, size, max_timestamp_ms };
-        Ok(dropped)
+        Ok(changed)
     }
 }
 

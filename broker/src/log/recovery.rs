@@ -149,6 +149,7 @@ impl Partition {
             writer: Mutex::new(writer),
             view: Arc::new(Mutex::new(view)),
             layout: RwLock::new(()),
+            rewriting: Mutex::new(()),
         };
         Ok((partition, done))
     }

@@ -144,6 +144,49 @@ fn compaction_survives_reopening_and_never_scans_what_it_dropped() {
 }
 
 #[test]
+fn a_replaced_value_is_in_no_file_and_all_else_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = [("segment.bytes", "600")];
+    let (partition, _) = open(dir.path(), &settings);
+    for i in 0..40 {
+        let (key, value) = (format!("k{}", i % 4), format!("secret {i:02}"));
+        partition
+            .append(&batch(&[(Some(&key), Some(&value)), (Some("other"), Some("kept"))], (-1, -1, -1), 0), 5_000)
+            .unwrap();
+    }
+    // In a transaction that is open, in the active segment.
+    partition.append(&batch(&[(Some("k1"), Some("secret of 7"))], (7, 0, 0), TRANSACTIONAL_ATTRIBUTE), 5_000).unwrap();
+    let expected: Vec<(i64, String)> = values(&partition)
+        .into_iter()
+        .map(|(offset, value)| match value.starts_with("secret") && (offset / 2 % 4 == 1 || offset == 80) {
+            true => (offset, "gone".to_owned()),
+            false => (offset, value),
+        })
+        .collect();
+    let gone = |key: Option<&[u8]>, value: &[u8]| (key == Some(b"k1") && value != b"gone").then(|| b"gone".to_vec());
+    assert_eq!(partition.replace(5_000, &gone).unwrap(), 11);
+    assert_eq!(values(&partition), expected);
+    assert_eq!(partition.replace(5_000, &gone).unwrap(), 0, "nothing is left to replace");
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        for word in ["secret 01", "secret 05", "secret 37", "secret of 7"] {
+            assert!(!bytes.windows(word.len()).any(|part| part == word.as_bytes()), "{word:?}");
+        }
+    }
+    partition.end_transaction((7, 0), Marker::Commit, 5_000).unwrap();
+    partition.append(&plain(&["and on"]), 5_000).unwrap();
+    let after = values(&partition);
+    partition.checkpoint(1).unwrap();
+    drop(partition);
+    let (partition, _) = open(dir.path(), &settings);
+    assert_eq!(values(&partition), after);
+    assert_eq!(partition.offsets().stable, 83);
+    drop(partition);
+    std::fs::remove_file(dir.path().join(CHECKPOINT)).unwrap();
+    assert_eq!(values(&open(dir.path(), &settings).0), after, "also where it is scanned anew");
+}
+
+#[test]
 fn times_are_found_across_segments() {
     let dir = tempfile::tempdir().unwrap();
     let (partition, _) = open(dir.path(), &[("segment.bytes", "500")]);

@@ -179,6 +179,9 @@ pub(super) async fn start(
     }
     given.open_registry().await?;
     given.prepare_log().await?;
+    if let Some(rewriter) = broker.as_ref().and_then(Broker::rewriter) {
+        given.start_eraser(rewriter);
+    }
     let history = given.open_history().await?;
     if let Some(history) = &history {
         given.start_history(history.clone())?;

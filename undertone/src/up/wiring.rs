@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use api::Api;
 use axum::Router;
-use broker::Broker;
+use broker::{Broker, Rewriter};
 use ingest::Ingest;
 use opentelemetry::metrics::Meter;
 use processors::TierPolicy;
@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::databases::Databases;
+use super::eraser;
 use super::roles::{Failed, Role, Tasks};
 use super::watchdog;
 use crate::admin::Facts;
@@ -113,6 +114,16 @@ impl Given {
             tracing::info!(created = created.len(), "topics created");
         }
         Ok(())
+    }
+
+    /// Has the log gone over for what was forgotten. A broker by itself knows no schemas but the embedded ones: where there are
+    /// others, a process that has other roles too does it.
+    pub(super) fn start_eraser(&self, rewriter: Rewriter) {
+        if self.roles == [Role::Broker] && self.config.registry.settings().is_some() {
+            return;
+        }
+        let codec = Arc::clone(self.registry.codec());
+        self.reader(Role::Broker, eraser::run(self.kafka.clone(), codec, rewriter, self.readers.clone()));
     }
 
     pub(super) async fn open_history(&self) -> anyhow::Result<Option<History>> {

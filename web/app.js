@@ -85,8 +85,8 @@ function bubble(turn) {
     item.append(head, element("p", "none", turn.consent.granted ? "agrees to be profiled in this conversation" : "no longer agrees to be profiled"));
     return item;
   }
-  if (turn.kind === "erasure") {
-    item.append(head, element("p", "none", "something said before was forgotten"));
+  if (turn.kind === "erasure" || turn.kind === "forgotten") {
+    item.append(head, element("p", "none", turn.kind === "erasure" ? "something said before was forgotten" : "forgotten"));
     return item;
   }
   item.append(head, element("p", "text", turn.text));

@@ -123,7 +123,14 @@ impl Given {
             return;
         }
         let codec = Arc::clone(self.registry.codec());
-        self.reader(Role::Broker, eraser::run(self.kafka.clone(), codec, rewriter, self.readers.clone()));
+        let work = eraser::run(self.kafka.clone(), codec, rewriter, self.readers.clone());
+        self.readers_done.spawn(async move {
+            // Receipts say that it is pending then; the log itself is as good as before.
+            if let Err(error) = work.await {
+                let group = eraser::GROUP;
+                tracing::error!(%error, group, "the log is not gone over for what was forgotten; delete the group, and restart");
+            }
+        });
     }
 
     pub(super) async fn open_history(&self) -> anyhow::Result<Option<History>> {

@@ -38,8 +38,8 @@ pub struct Turn {
     pub received_at: i64,
     /// Where it came from: `telegram` or `websocket`.
     pub source: String,
-    /// What it is: `message`, `caption`, `edit`, `channel_post`, `callback`, `business_message`, `reply`, or
-    /// `consent`, which has no words and is never answered.
+    /// What it is: `message`, `caption`, `edit`, `channel_post`, `callback`, `business_message`, `reply`, or what has no
+    /// words: `consent`, which is never answered, `erasure` ([`Turn::is_erasure`]) and `forgotten` ([`Turn::forgotten`]).
     pub kind: String,
     /// The configured name of the bot that it was said to.
     pub bot: Option<String>,

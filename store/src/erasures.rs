@@ -74,20 +74,23 @@ impl Erasures {
     pub fn covers_feedback(&self, feedback: &Feedback) -> bool {
         let person = || Some(format!("{}:{}", feedback.source, feedback.sender.as_ref()?.id));
         self.has_conversation(&feedback.conversation, feedback.received_at)
-            || person().is_some_and(|person| self.people.get(&person).is_some_and(|at| feedback.received_at <= *at))
+            || person().is_some_and(|person| self.has_person(&person, feedback.received_at))
     }
 
     fn has_conversation(&self, conversation: &str, received_at: i64) -> bool {
         self.conversations.get(conversation).is_some_and(|at| received_at <= *at)
     }
 
+    fn has_person(&self, person: &str, received_at: i64) -> bool {
+        self.people.get(person).is_some_and(|at| received_at <= *at)
+    }
+
     /// Whether a turn was forgotten. One that says so of others was not.
     pub fn covers(&self, turn: &Turn) -> bool {
-        let since = |at: Option<&i64>| at.is_some_and(|at| turn.received_at <= *at);
         !turn.is_erasure()
             && (turn.is_forgotten()
-                || since(self.conversations.get(&turn.conversation))
-                || turn.person().is_some_and(|person| since(self.people.get(&person)))
+                || self.has_conversation(&turn.conversation, turn.received_at)
+                || turn.person().is_some_and(|person| self.has_person(&person, turn.received_at))
                 || !self.turns.is_empty() && self.turns.contains(&turn.id.to_string()))
     }
 }

@@ -3,6 +3,7 @@
 //! It begins behind the newest turns, so that a process that has just started holds what one holds that has run for long:
 //! whoever comes here from another process is sent those turns at once, whether history has them yet or not.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -188,6 +189,10 @@ pub(crate) fn live_of(codec: &Codec, message: Message) -> Result<(Live, i64), Sk
     };
     let (correlation_id, traceparent) = (text("correlationid"), text("traceparent"));
     let value = message.value.unwrap_or_default();
+    let value = match codec.open(&value).map_err(|_| Skip::Undecodable)? {
+        (Cow::Owned(opened), _) => opened,
+        _ => value,
+    };
     let head: TurnHead = codec.decode_head(&value).map_err(|_| Skip::Undecodable)?;
     let position = head.position.ok_or(Skip::NoPosition)?;
     let live = Live {

@@ -90,7 +90,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// A receipt; it is complete where every place is erased.
+    /// A receipt; it is complete where every place is erased, or its key destroyed.
     pub fn new(
         id: impl ToString,
         at: String,
@@ -99,7 +99,7 @@ impl Receipt {
         conversations: Vec<String>,
         places: Vec<Held>,
     ) -> Receipt {
-        let complete = places.iter().all(|held| held.state == "erased");
+        let complete = places.iter().all(|held| ["erased", "key_destroyed"].contains(&held.state));
         Receipt { id: id.to_string(), at, what, turns, complete, places, conversations }
     }
 }
@@ -109,7 +109,7 @@ impl Receipt {
 pub struct Held {
     /// What it is.
     pub place: String,
-    /// `erased`, `expires`, or `pending`.
+    /// `erased`, `key_destroyed`, `expires`, or `pending`.
     pub state: &'static str,
     /// When it expires.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -123,6 +123,11 @@ impl Held {
     /// The words are gone.
     pub fn erased(place: &str) -> Held {
         Held { place: place.to_owned(), state: "erased", until: None, why: None }
+    }
+
+    /// They are there, encrypted by a key that is not there any more.
+    pub fn key_destroyed(place: &str) -> Held {
+        Held { place: place.to_owned(), state: "key_destroyed", until: None, why: None }
     }
 
     /// Time takes them, at the latest then.

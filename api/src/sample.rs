@@ -119,5 +119,6 @@ pub(crate) fn turn(conversation: &str, position: i64, text: &str) -> Turn {
             texture: Texture { name: "velvet".to_owned(), roughness: 0.25, density: 0.5, motion: 0.125 },
         }),
         flags: vec!["self_harm_words".to_owned()],
+        sealed: None,
     }
 }

@@ -486,5 +486,6 @@ fn turn(n: usize, position: i64) -> Turn {
         synesthesia: None,
         memory: None,
         flags: Vec::new(),
+        sealed: None,
     }
 }

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use schemas::seal::Key;
 use schemas::{Codec, EncodeError, Envelope, Feedback, Reject, Span, SpanKind, Spans, TraceParent, Turn, topic};
+use store::keys::Keys;
 use store::log::{AppendError, Place, Producer, Record};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -47,6 +49,7 @@ pub(crate) enum Refusal {
     QueueFull,
     DiskNearlyFull,
     Unreachable,
+    KeysAway,
     Refused,
     Draining,
 }
@@ -61,6 +64,7 @@ impl Refusal {
                 ("disk_nearly_full", "the disk is nearly full", "send it again when the operator has made room")
             }
             Refusal::Unreachable => ("log_unreachable", "the log cannot be reached", "send it again later"),
+            Refusal::KeysAway => ("keys_away", "the store of keys does not answer", "send it again later"),
             Refusal::Refused => (
                 "log_refuses",
                 "the log does not take the record",
@@ -82,6 +86,8 @@ impl std::fmt::Display for Refusal {
 pub(crate) struct Intake {
     pub(crate) producer: Producer,
     pub(crate) codec: Arc<Codec>,
+    /// What turns are sealed by, where they are.
+    pub(crate) keys: Option<Keys>,
     pub(crate) disk: Disk,
     pub(crate) acknowledge_within: Duration,
     pub(crate) meters: Meters,
@@ -116,6 +122,7 @@ impl Intake {
         &self,
         source: &'static str,
         input: &Input,
+        sealed_by: Option<&Key>,
         beside: Beside,
         held: Held,
     ) -> Result<Place, Refusal> {
@@ -123,7 +130,7 @@ impl Intake {
         let (random, caller, begun) = (Uuid::new_v4(), beside.trace, beside.begun);
         let envelope = envelope(source, input, beside, random, &self.spans);
         let watched = self.spans.watched(envelope.trace).map(|place| (place, SystemTime::now()));
-        let record = record(&self.codec, input, &envelope).map_err(|error| {
+        let record = record(&self.codec, input, &envelope, sealed_by).map_err(|error| {
             tracing::error!(%error, source, "encode input");
             Refusal::Refused
         })?;
@@ -163,6 +170,20 @@ impl Intake {
         let Place { partition, offset } = place;
         tracing::debug!(source, id, correlation_id, trace_id, partition, offset, "input appended");
         Ok(place)
+    }
+
+    /// What a turn is sealed by, where turns are.
+    pub(crate) async fn key(&self, turn: &Turn) -> Result<Option<Key>, Refusal> {
+        let Some(keys) = &self.keys else { return Ok(None) };
+        let person = turn.person().unwrap_or_default();
+        let key = keys.current(&turn.conversation, &person, turn.received_at);
+        let why = match tokio::time::timeout(self.acknowledge_within, key).await {
+            Ok(Ok(key)) => return Ok(Some(key)),
+            Ok(Err(error)) => error.to_string(),
+            Err(_elapsed) => "no answer in time".to_owned(),
+        };
+        self.note_failure(&format!("the store of keys: {why}"));
+        Err(Refusal::KeysAway)
     }
 
     /// Reports the two spans of an input: its intake, under the caller's, and below that the append, whose id travels in
@@ -251,9 +272,17 @@ pub(crate) fn envelope(source: &'static str, input: &Input, beside: Beside, rand
     }
 }
 
-pub(crate) fn record(codec: &Codec, input: &Input, envelope: &Envelope) -> Result<Record, EncodeError> {
+pub(crate) fn record(
+    codec: &Codec,
+    input: &Input,
+    envelope: &Envelope,
+    sealed_by: Option<&Key>,
+) -> Result<Record, EncodeError> {
     let (topic, key, value) = match input {
-        Input::Turn(turn) => (topic::TURNS_RECEIVED, Some(turn.conversation.as_bytes()), codec.encode(&**turn)?),
+        Input::Turn(turn) => {
+            let value = sealed_by.map_or_else(|| codec.encode(&**turn), |key| codec.seal(turn, key))?;
+            (topic::TURNS_RECEIVED, Some(turn.conversation.as_bytes()), value)
+        }
         Input::Feedback(feedback) => {
             (topic::FEEDBACK, Some(feedback.conversation.as_bytes()), codec.encode(&**feedback)?)
         }

@@ -32,9 +32,10 @@ use axum::Router;
 use axum::http::{Method, Uri};
 use axum::routing::{get, post};
 use opentelemetry::metrics::Meter;
-use schemas::{Codec, Spans, topic};
+use schemas::{Spans, topic};
 use secrecy::SecretString;
 use store::log::{Producer, ProducerLimits};
+use store::registry::Registry;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -160,13 +161,15 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// An intake that appends by `producer`, in the encoding of `codec`, and reports to `meter` and `spans`.
-    pub fn new(mut config: Config, producer: Producer, codec: Arc<Codec>, meter: &Meter, spans: Spans) -> Ingest {
+    /// An intake that appends by `producer`, in the encoding and with the keys of `registry`, and reports to `meter` and
+    /// `spans`.
+    pub fn new(mut config: Config, producer: Producer, registry: Registry, meter: &Meter, spans: Spans) -> Ingest {
         config.body_bytes_max = config.body_bytes_max.min(topic::REJECT_BYTES_MAX / 2);
         config.websocket.idle = config.websocket.idle.max(Duration::from_millis(2));
         let intake = Intake {
             producer,
-            codec,
+            codec: Arc::clone(registry.codec()),
+            keys: registry.keys().cloned(),
             disk: Disk::new(config.data_dir.clone(), config.disk_free_bytes_min),
             acknowledge_within: config.acknowledge_within,
             meters: Meters::new(meter),

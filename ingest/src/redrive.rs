@@ -82,7 +82,7 @@ pub fn redrive(
         // The same span however often the same try is run.
         let random = Uuid::new_v5(&reject.id, &reject.attempt.to_be_bytes());
         let envelope = envelope(source, &input, beside(), random, &Spans::off());
-        let mut record = record(codec, &input, &envelope)?;
+        let mut record = record(codec, &input, &envelope, None)?;
         let attempt = reject.attempt.saturating_add(1).to_string();
         record.headers.push((ATTEMPT_HEADER.to_owned(), attempt.into_bytes()));
         // It joins the log now; how far readers are behind, and what retention takes, is told by this time.

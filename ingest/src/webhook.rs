@@ -96,7 +96,15 @@ async fn take(shared: &Shared, name: &str, headers: &HeaderMap, body: Body) -> R
             return Ok(());
         }
     };
-    match shared.intake.append(TELEGRAM, &input, Beside { begun: Some(begun), ..beside(headers) }, held).await {
+    let appended = async {
+        let key = match &input {
+            Input::Turn(turn) => shared.intake.key(turn).await?,
+            Input::Feedback(_) | Input::Reject(_) => None,
+        };
+        let beside = Beside { begun: Some(begun), ..beside(headers) };
+        shared.intake.append(TELEGRAM, &input, key.as_ref(), beside, held).await
+    };
+    match appended.await {
         Ok(_) => {
             count(parsed.kind, outcome);
             if let Input::Reject(reject) = &input {

@@ -25,6 +25,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{FuturesOrdered, SplitSink, SplitStream};
 use futures_util::{FutureExt, SinkExt, StreamExt};
+use schemas::seal::Key;
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -161,7 +162,8 @@ impl Session {
                     (Some(_), _) => self.shared.intake.disk_refusal().await,
                 };
                 let frame = self.waiting.pop_front().expect("looked at above");
-                in_flight.push_back(answer(Arc::clone(&self.shared), frame, refused, held));
+                let ready = self.ready(&frame, refused).await;
+                in_flight.push_back(answer(Arc::clone(&self.shared), frame, ready, held));
             }
             if draining_now && self.waiting.is_empty() && in_flight.is_empty() {
                 self.farewell().await;
@@ -189,7 +191,8 @@ impl Session {
                 held = self.shared.intake.room.take(next_bytes.unwrap_or(0)), if next_bytes.is_some() => {
                     let refused = self.shared.intake.disk_refusal().await;
                     if let Some(frame) = self.waiting.pop_front() {
-                        in_flight.push_back(answer(Arc::clone(&self.shared), frame, refused, Some(held)));
+                        let ready = self.ready(&frame, refused).await;
+                        in_flight.push_back(answer(Arc::clone(&self.shared), frame, ready, Some(held)));
                     }
                 }
                 () = self.shared.intake.room.left(), if may_read && !reads => {}
@@ -211,6 +214,15 @@ impl Session {
                 }
                 () = draining.cancelled(), if !draining_now => draining_now = true,
             }
+        }
+    }
+
+    /// What a frame is sealed by, unless it is refused. One frame after the other, as above.
+    async fn ready(&self, frame: &Frame, refused: Option<Refusal>) -> Result<Option<Key>, Refusal> {
+        match (refused, frame) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Ok(said)) => self.shared.intake.key(&said.turn).await,
+            (None, Err(_)) => Ok(None),
         }
     }
 
@@ -300,7 +312,7 @@ enum Answer {
 
 /// Gives a frame to the log and waits for what becomes of it. The record is handed over at the first poll, so that
 /// frames keep their order.
-async fn answer(shared: Arc<Shared>, frame: Frame, refused: Option<Refusal>, held: Option<Held>) -> Answer {
+async fn answer(shared: Arc<Shared>, frame: Frame, ready: Result<Option<Key>, Refusal>, held: Option<Held>) -> Answer {
     let count = |outcome| shared.intake.meters.input(WEBSOCKET, "message", outcome);
     let said = match frame {
         Ok(said) => said,
@@ -312,10 +324,10 @@ async fn answer(shared: Arc<Shared>, frame: Frame, refused: Option<Refusal>, hel
     let (id, turn) = (said.turn.external_id.clone(), said.turn.id);
     let beside = Beside { correlation_id: said.correlation_id, trace: said.trace, begun: None };
     let input = Input::Turn(Box::new(said.turn));
-    let appended = match (refused, held) {
-        (None, Some(held)) => shared.intake.append(WEBSOCKET, &input, beside, held).await,
-        (Some(refused), _) => Err(refused),
-        (None, None) => Err(shared.intake.full()),
+    let appended = match (ready, held) {
+        (Ok(key), Some(held)) => shared.intake.append(WEBSOCKET, &input, key.as_ref(), beside, held).await,
+        (Err(refused), _) => Err(refused),
+        (Ok(_), None) => Err(shared.intake.full()),
     };
     match appended {
         Ok(place) => {

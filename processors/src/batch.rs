@@ -1,5 +1,6 @@
 //! From messages to turns and back to records: what a chain admits, what it rejects, what it writes. Pure.
 
+use schemas::seal::Key;
 use schemas::topic::{REJECT_BYTES_MAX, REJECTS, TEXT_BYTES_MAX, TURN_BYTES_MAX};
 use schemas::{
     Codec, DecodeError, EncodeError, Envelope, Header, Reason, Reject, Stamp, Tier, TraceParent, Turn, reject,
@@ -34,6 +35,8 @@ pub struct Place {
     pub partition: i32,
     correlation_id: String,
     trace: Option<TraceParent>,
+    /// What sealed it: it goes on sealed.
+    key: Option<Key>,
 }
 
 /// A message that is at fault.
@@ -59,13 +62,15 @@ pub fn admit(codec: &Codec, first: bool, message: &Message) -> Admitted {
         let detail = format!("record of {} bytes; at most {bytes_max} are taken: shorten it", value.len());
         return Err(Refused { reason: Reason::Oversized, detail });
     }
-    let turn: Turn = codec.decode(value).map_err(|error| Refused {
+    let read = codec.open(value).and_then(|(value, key)| Ok((codec.decode::<Turn>(&value)?, key)));
+    let (turn, key) = read.map_err(|error| Refused {
         reason: match error {
             DecodeError::UnknownSchema(_) | DecodeError::WrongKind { .. } => Reason::UnknownSchema,
             DecodeError::Short(_)
             | DecodeError::Magic(_)
             | DecodeError::Malformed { .. }
-            | DecodeError::Trailing(_) => Reason::Malformed,
+            | DecodeError::Trailing(_)
+            | DecodeError::Locked(_) => Reason::Malformed,
         },
         detail: error.to_string(),
     })?;
@@ -73,7 +78,7 @@ pub fn admit(codec: &Codec, first: bool, message: &Message) -> Admitted {
     let stamp = if first { check(&turn, message).map(|()| place)? } else { stamped(&turn, message.partition)? };
     let correlation_id = message.correlation_id().map_or_else(|| turn.id.to_string(), str::to_owned);
     let trace = message.trace();
-    Ok((turn, Place { stamp, partition: message.partition, correlation_id, trace }))
+    Ok((turn, Place { stamp, partition: message.partition, correlation_id, trace, key }))
 }
 
 /// What every turn in `turns.received` must keep, whoever wrote it.
@@ -146,7 +151,7 @@ impl Place {
             topic: topic.to_owned(),
             partition: Some(self.partition),
             key: Some(turn.conversation.clone().into_bytes()),
-            value: Some(codec.encode(turn)?),
+            value: Some(self.key.as_ref().map_or_else(|| codec.encode(turn), |key| codec.seal(turn, key))?),
             headers: wire(envelope.headers()),
             timestamp: turn.received_at,
         })

@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use schemas::{Codec, Stamp, Turn};
+use schemas::{Stamp, Turn};
 use store::context::{Batch, ContextError, Contexts};
 use store::log::{Admin, From, Kafka, LogError, Tail};
+use store::registry::Registry;
 
 use crate::chain::{Chain, Conversation};
 use crate::plan::Plan;
@@ -120,7 +121,7 @@ pub async fn rebuild(
     plan: &Plan,
     kafka: &Kafka,
     contexts: &Contexts,
-    codec: &Codec,
+    registry: &Registry,
 ) -> Result<Rebuilt, RebuildError> {
     let admin = Admin::connect(kafka)?;
     let output = plan.output.as_str();
@@ -141,7 +142,8 @@ pub async fn rebuild(
         let unreadable =
             |problem: String| RebuildError::Unreadable { topic: output.to_owned(), partition, offset, problem };
         let value = message.value.as_deref().unwrap_or_default();
-        let turn: Turn = codec.decode(value).map_err(|e| unreadable(e.to_string()))?;
+        registry.know_now::<Turn>([value]).await.map_err(|e| unreadable(e.to_string()))?;
+        let turn: Turn = registry.codec().decode(value).map_err(|e| unreadable(e.to_string()))?;
         let stamp = turn.stamp.ok_or_else(|| unreadable("a turn without a stamp".to_owned()))?;
         let name = turn.conversation.clone();
         let read = Read { partition, offset, stamp, turn };

@@ -8,15 +8,18 @@
 mod head;
 mod write;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 use crate::registry::{Ids, Kind, REGISTERED, is_same, latest};
+use crate::seal::{self, Key, Opened, Ring};
 use crate::slice::{
     CoherenceSlice, DialogueSlice, EmotionSlice, EncodeSlice, MemorySlice, PersonalitySlice, Sequence, SynesthesiaSlice,
 };
@@ -113,6 +116,12 @@ pub enum DecodeError {
     /// The body ends before the value does.
     #[error("{0} bytes follow the Avro body")]
     Trailing(usize),
+    /// It is sealed by a key that is not at hand.
+    #[error(
+        "the turn is sealed by key {0}, which the store of keys does not have: set [privacy] crypto_shred = true, see that \
+         it is the store that sealed it, or restore that, and redrive the turn"
+    )]
+    Locked(Uuid),
 }
 
 /// Reads values that were written along one schema.
@@ -136,6 +145,8 @@ pub struct Codec {
     before: HashSet<(Kind, u32)>,
     /// What came to be known in use; apart, so that reading what is known from the start takes no lock.
     learnt: RwLock<HashMap<(Kind, u32), Arc<Reader>>>,
+    /// Opens sealed turns.
+    ring: OnceLock<Arc<dyn Ring>>,
 }
 
 impl std::fmt::Debug for Codec {
@@ -155,6 +166,7 @@ impl Codec {
             readers: HashMap::new(),
             before: HashSet::new(),
             learnt: RwLock::default(),
+            ring: OnceLock::new(),
         };
         for registered in REGISTERED {
             let reader = reader(parsed(registered.text).expect("committed schemas parse: a test reads them all"));
@@ -245,11 +257,59 @@ impl Codec {
         Ok(out)
     }
 
-    /// Reads a value.
+    /// From now on sealed turns are opened by these keys; the first that are given stay.
+    pub fn hold(&self, ring: Arc<dyn Ring>) {
+        self.ring.get_or_init(|| ring);
+    }
+
+    /// The key that a value is sealed by, if its store has not been asked for it yet: before that it cannot be read.
+    pub fn locked(&self, bytes: &[u8]) -> Option<Uuid> {
+        let (id, ring) = (seal::key_of(bytes)?, self.ring.get()?);
+        (ring.find(id) == seal::Held::Unknown).then_some(id)
+    }
+
+    /// The value itself where it is sealed and can be opened, with the key; else the bytes as they are.
+    ///
+    /// # Errors
+    /// [`DecodeError::Locked`], or it is damaged.
+    pub fn open<'b>(&self, bytes: &'b [u8]) -> Result<(Cow<'b, [u8]>, Option<Key>), DecodeError> {
+        match seal::open(bytes, self.ring.get().map(AsRef::as_ref)) {
+            Opened::Plain => Ok((Cow::Borrowed(bytes), None)),
+            Opened::Value(value, key) => Ok((Cow::Owned(value), Some(key))),
+            Opened::Locked(id) => Err(DecodeError::Locked(id)),
+            Opened::Damaged(key) => {
+                let (id, _) = split(bytes)?;
+                Err(DecodeError::Malformed { id, problem: format!("key {key} does not open what it sealed") })
+            }
+        }
+    }
+
+    /// The turn as bytes, sealed.
+    ///
+    /// # Errors
+    /// As [`Codec::encode_into`].
+    pub fn seal(&self, turn: &Turn, key: &Key) -> Result<Vec<u8>, EncodeError> {
+        self.encode(&turn.sealed(&self.encode(turn)?, key))
+    }
+
+    /// Reads a value; a sealed turn is opened.
     ///
     /// # Errors
     /// One variant for each way in which the bytes can be at fault.
     pub fn decode<T: Payload>(&self, bytes: &[u8]) -> Result<T, DecodeError> {
+        if T::KIND == Kind::Turn
+            && let (Cow::Owned(value), _) = self.open(bytes)?
+        {
+            return self.read(&value);
+        }
+        self.read(bytes)
+    }
+
+    /// Reads a value as it stands: of a sealed turn what is left without its key.
+    ///
+    /// # Errors
+    /// As [`Codec::decode`].
+    pub fn read<T: Payload>(&self, bytes: &[u8]) -> Result<T, DecodeError> {
         let (id, mut body) = split(bytes)?;
         let value = self.with_reader(T::KIND, id, |reader| reader.datum.read_deser(&mut body))?;
         let value = value.map_err(|e| DecodeError::Malformed { id, problem: brief(&e) })?;

@@ -129,6 +129,7 @@ pub const REGISTERED: &[Registered] = history! {
     20 Turn 5 "turn.5.avsc";
     21 EncodeSlice 2 "encode_slice.2.avsc";
     22 Erasure 1 "erasure.1.avsc";
+    23 Turn 6 "turn.6.avsc";
 };
 
 /// The version that is written today.

@@ -97,6 +97,9 @@ pub struct Turn {
     /// them.
     #[serde(default)]
     pub flags: Vec<String>,
+    /// The whole value, encrypted, of which this is what is left without its key: see [`crate::seal`].
+    #[serde(default, with = "apache_avro::serde::bytes_opt")]
+    pub sealed: Option<Vec<u8>>,
 }
 
 impl Turn {
@@ -143,6 +146,7 @@ impl Turn {
             synesthesia: None,
             memory: None,
             flags: Vec::new(),
+            sealed: None,
         }
     }
 

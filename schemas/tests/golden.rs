@@ -68,7 +68,7 @@ fn a_foreign_value_is_told_apart_by_what_is_wrong_with_it() {
     let mut broken = turn;
     broken.truncate(5);
     broken.extend_from_slice(&[0xff; 9]);
-    assert!(matches!(codec.decode::<Turn>(&broken), Err(DecodeError::Malformed { id: 20, .. })));
+    assert!(matches!(codec.decode::<Turn>(&broken), Err(DecodeError::Malformed { id: 23, .. })));
 }
 
 #[test]

@@ -89,9 +89,14 @@ impl Erasures {
     pub fn covers(&self, turn: &Turn) -> bool {
         !turn.is_erasure()
             && (turn.is_forgotten()
-                || self.has_conversation(&turn.conversation, turn.received_at)
-                || turn.person().is_some_and(|person| self.has_person(&person, turn.received_at))
-                || !self.turns.is_empty() && self.turns.contains(&turn.id.to_string()))
+                || self.covers_place(turn)
+                || turn.person().is_some_and(|person| self.has_person(&person, turn.received_at)))
+    }
+
+    /// Whether a turn was forgotten by itself or with its conversation: that can be told of one that is sealed.
+    pub fn covers_place(&self, turn: &Turn) -> bool {
+        self.has_conversation(&turn.conversation, turn.received_at)
+            || !self.turns.is_empty() && self.turns.contains(&turn.id.to_string())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Everything that holds data outside the process: the log (Kafka), contexts, history, the ids of schemas.
+//! Everything that holds data outside the process: the log (Kafka), contexts, history, keys, the ids of schemas.
 //!
 //! The one place that names rdkafka, redis, rusqlite and scylla. Time, ids and randomness come in as arguments, except in
 //! [`history::writer`], which is a role, and on a CQL server, where write times and owners' names are made. What a backend promises about durability stands with [`Durability`].
@@ -9,6 +9,7 @@ pub mod context;
 pub mod cql;
 pub mod erasures;
 pub mod history;
+pub mod keys;
 pub mod log;
 pub mod redis;
 pub mod registry;

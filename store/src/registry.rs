@@ -22,13 +22,17 @@ use futures_util::future::BoxFuture;
 use opentelemetry::metrics::Meter;
 use schemas::{Codec, Entry, Ids, Kind, Payload, SchemaError, latest, topic};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::Pauses;
+use crate::keys::Keys;
 
 pub use client::{Client, RegistryError};
 
 /// First and longest pause between two tries to reach a registry that is away.
 pub const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// How long to go on asking for keys while their store is away, where there is no registry to say.
+const KEYS_AWAY_MAX: Duration = Duration::from_secs(60);
 /// Ids that are remembered as unknown to the registry, and for how long: a stream of nonsense is no storm of questions,
 /// and what is registered late is found.
 const ABSENT_MAX: usize = 1024;
@@ -86,11 +90,20 @@ pub struct Away {
     pub reason: String,
 }
 
-/// Reads and writes values by the ids of a registry. Cheap to clone; clones share what they know.
+/// Reads and writes values by the ids of a registry, and opens those that are sealed. Cheap to clone; clones share what they
+/// know.
 #[derive(Debug, Clone)]
 pub struct Registry {
     codec: Arc<Codec>,
     outside: Option<Arc<Outside>>,
+    keys: Option<Keys>,
+}
+
+/// What must be known before some values can be read.
+#[derive(Debug, Default)]
+struct Missing {
+    schemas: BTreeSet<u32>,
+    keys: BTreeSet<Uuid>,
 }
 
 #[derive(Debug)]
@@ -121,7 +134,7 @@ impl Drop for Waiting<'_> {
 impl Registry {
     /// The ids that are compiled in.
     pub fn embedded() -> Registry {
-        Registry { codec: Arc::new(Codec::embedded()), outside: None }
+        Registry { codec: Arc::new(Codec::embedded()), outside: None, keys: None }
     }
 
     /// The ids of a registry outside: looks up the newest schema of each subject, and reads all that it has of them.
@@ -153,7 +166,18 @@ impl Registry {
         let codec = Arc::new(Codec::with_ids(&ids)?);
         let (absent, waiting) = (Mutex::default(), AtomicUsize::new(0));
         let outside = Outside { client, away_max: settings.away_max, absent, waiting };
-        Ok(Registry { codec, outside: Some(Arc::new(outside)) })
+        Ok(Registry { codec, outside: Some(Arc::new(outside)), keys: None })
+    }
+
+    /// The same, with the keys of sealed turns.
+    pub fn opening(self, keys: Keys) -> Registry {
+        self.codec.hold(keys.ring());
+        Registry { keys: Some(keys), ..self }
+    }
+
+    /// The keys of sealed turns, where turns are sealed.
+    pub fn keys(&self) -> Option<&Keys> {
+        self.keys.as_ref()
     }
 
     /// Reads and writes values by the ids that are known.
@@ -173,33 +197,32 @@ impl Registry {
         self.away().filter(|_| waiting > 0)
     }
 
-    /// Sees to it that the codec knows all schemas that these values name, as far as the registry does. Waits while it is
-    /// away, for [`Settings::away_max`] at most, or until `stop`: then some may stay unknown, and the values must not be
-    /// read.
+    /// Sees to it that the codec knows all schemas and keys that these values name, as far as the registry and the store of
+    /// keys do. Waits while one is away, for [`Settings::away_max`] at most, or until `stop`: then some may stay unknown, and
+    /// the values must not be read.
     ///
     /// # Errors
-    /// The registry stayed away, or refuses us: a fault of ours, not of the values.
+    /// The registry or the keys stayed away, or refuse us: a fault of ours, not of the values.
     pub fn know<'a, 'v, T: Payload>(
         &'a self,
         values: impl IntoIterator<Item = &'v [u8]>,
         stop: &'a CancellationToken,
     ) -> BoxFuture<'a, Result<(), RegistryError>> {
-        let Some((outside, unknown)) = self.unknown::<T>(values) else { return Box::pin(ready(Ok(()))) };
+        let Some(missing) = self.missing::<T>(values) else { return Box::pin(ready(Ok(()))) };
         Box::pin(async move {
-            for id in unknown {
-                let (begun, mut pauses) = (Instant::now(), Pauses::between(PAUSES));
-                let _waiting = Waiting::begin(&outside.waiting);
-                while let Err(error) = outside.learn(&self.codec, T::KIND, id).await {
-                    let pause = pauses.next_pause();
-                    if begun.elapsed() + pause > outside.away_max || stop.is_cancelled() {
-                        return Err(error);
-                    }
-                    let pause_ms = pause.as_millis() as u64;
-                    tracing::warn!(schema_id = id, %error, pause_ms, "a schema id is not known; asking the registry again");
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
-                        () = stop.cancelled() => return Err(error),
-                    }
+            let away_max = self.outside.as_ref().map_or(KEYS_AWAY_MAX, |outside| outside.away_max);
+            let (begun, mut pauses) = (Instant::now(), Pauses::between(PAUSES));
+            let _waiting = self.outside.as_ref().map(|outside| Waiting::begin(&outside.waiting));
+            while let Err(error) = self.learn::<T>(&missing).await {
+                let pause = pauses.next_pause();
+                if begun.elapsed() + pause > away_max || stop.is_cancelled() {
+                    return Err(error);
+                }
+                let pause_ms = pause.as_millis() as u64;
+                tracing::warn!(?missing, %error, pause_ms, "a schema id or a key is not known; asking again");
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = stop.cancelled() => return Err(error),
                 }
             }
             Ok(())
@@ -210,26 +233,44 @@ impl Registry {
     /// answer.
     ///
     /// # Errors
-    /// The registry is away, or refuses us.
+    /// The registry or the store of keys is away, or refuses us.
     pub fn know_now<'a, 'v, T: Payload>(
         &'a self,
         values: impl IntoIterator<Item = &'v [u8]>,
     ) -> BoxFuture<'a, Result<(), RegistryError>> {
-        let Some((outside, unknown)) = self.unknown::<T>(values) else { return Box::pin(ready(Ok(()))) };
+        let Some(missing) = self.missing::<T>(values) else { return Box::pin(ready(Ok(()))) };
         Box::pin(async move {
-            for id in unknown {
+            if let Some(outside) = self.outside.as_ref().filter(|_| !missing.schemas.is_empty()) {
                 outside.client.is_worth_asking()?;
-                outside.learn(&self.codec, T::KIND, id).await?;
             }
-            Ok(())
+            self.learn::<T>(&missing).await
         })
     }
 
-    /// The ids in these values of which nothing is known, and who may know; `None` if there are none.
-    fn unknown<'v, T: Payload>(&self, values: impl IntoIterator<Item = &'v [u8]>) -> Option<(&Outside, BTreeSet<u32>)> {
-        let outside = self.outside.as_deref()?;
-        let unknown: BTreeSet<u32> = values.into_iter().filter_map(|value| self.codec.unknown::<T>(value)).collect();
-        (!unknown.is_empty()).then_some((outside, unknown))
+    /// Asks for what is missing.
+    async fn learn<T: Payload>(&self, missing: &Missing) -> Result<(), RegistryError> {
+        if let Some(outside) = &self.outside {
+            for id in &missing.schemas {
+                outside.learn(&self.codec, T::KIND, *id).await?;
+            }
+        }
+        if let Some(keys) = &self.keys {
+            keys.learn(missing.keys.iter().copied()).await.map_err(RegistryError::Keys)?;
+        }
+        Ok(())
+    }
+
+    /// What these values name of which nothing is known; `None` if there is nothing.
+    fn missing<'v, T: Payload>(&self, values: impl IntoIterator<Item = &'v [u8]>) -> Option<Missing> {
+        if self.outside.is_none() && self.keys.is_none() {
+            return None;
+        }
+        let mut missing = Missing::default();
+        for value in values {
+            missing.schemas.extend(self.outside.as_ref().and_then(|_| self.codec.unknown::<T>(value)));
+            missing.keys.extend(self.codec.locked(value));
+        }
+        (!missing.schemas.is_empty() || !missing.keys.is_empty()).then_some(missing)
     }
 }
 

@@ -8,6 +8,7 @@ use store::history::verify::{Comparison, verify};
 use store::history::writer::{self, WriterError};
 use store::history::{History, Page, Row};
 use store::log::{Admin, From, Kafka, Producer, ProducerLimits, Record, Tail, TopicSpec};
+use store::registry::Registry;
 use tests::{PATIENCE, Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -119,6 +120,7 @@ fn turn(conversation: &str, position: i64) -> Turn {
         synesthesia: None,
         memory: None,
         flags: Vec::new(),
+        sealed: None,
     }
 }
 
@@ -193,7 +195,7 @@ async fn a_turn_that_is_worth_it_is_remembered_with_what_recall_reads_and_mended
 
     house.history.erase_turns("room", vec![3]).await.unwrap();
     assert_eq!(house.history.memories("room").await.unwrap(), []);
-    verify(&house.kafka, &house.history, &house.codec, true, |_| {}).await.unwrap();
+    verify(&house.kafka, &house.history, &Registry::embedded(), true, |_| {}).await.unwrap();
     assert_eq!(house.history.memories("room").await.unwrap(), kept);
 }
 
@@ -268,8 +270,9 @@ async fn history_is_compared_with_the_log_and_mended() {
     }
     shutdown.cancel();
     role.await.unwrap().unwrap();
-    let compare =
-        async |history: &History, mend| verify(&house.kafka, history, &house.codec, mend, |_| {}).await.unwrap();
+    let compare = async |history: &History, mend| {
+        verify(&house.kafka, history, &Registry::embedded(), mend, |_| {}).await.unwrap()
+    };
     let whole = Comparison { compared: 60, unreadable: 1, ..Comparison::default() };
     assert_eq!(compare(&house.history, false).await, whole);
 
@@ -300,7 +303,7 @@ async fn turns_that_a_history_lost_are_found_and_written_again() {
     role.await.unwrap().unwrap();
     let file = rusqlite::Connection::open(&path).unwrap();
     assert_eq!(file.execute("DELETE FROM turns WHERE position IN (1, 17, 40)", ()).unwrap(), 3);
-    let found = verify(&house.kafka, &history, &house.codec, true, |_| {}).await.unwrap();
+    let found = verify(&house.kafka, &history, &Registry::embedded(), true, |_| {}).await.unwrap();
     assert_eq!(found, Comparison { compared: 40, missing: 3, mended: 3, ..Comparison::default() });
     let rows = history.turns("room", Page::After(0), 100).await.unwrap();
     assert_eq!(rows.iter().map(|row| row.position).collect::<Vec<_>>(), (1..=40).collect::<Vec<_>>());

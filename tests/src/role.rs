@@ -174,7 +174,7 @@ fn chain(codec: &Arc<Codec>, stages: &[&str]) -> (Chain, Plan, String) {
 /// See [`RebuildError`].
 pub async fn rebuild(log: &Log, contexts: &Contexts, stages: &[&str]) -> Result<Rebuilt, RebuildError> {
     let (chain, plan, group) = chain(&log.codec, stages);
-    processors::rebuild::rebuild(&chain, &group, &plan, &log.kafka, contexts, &log.codec).await
+    processors::rebuild::rebuild(&chain, &group, &plan, &log.kafka, contexts, &Registry::embedded()).await
 }
 
 /// Forgets the contexts of the whole chain, as `undertone contexts rebuild --forget` does.

@@ -13,6 +13,7 @@ use schemas::{Codec, Reject, Skipped, Stamp, Turn};
 use store::context::{Attempt, Contexts, Write};
 use store::log::Admin;
 use store::log::transact::{CommitError, Event, Settings, Transactor};
+use store::registry::Registry;
 use tests::role::{GROUP, config, surroundings};
 use tests::{Log, PATIENCE, turn};
 use tokio::task::JoinHandle;
@@ -367,7 +368,8 @@ async fn lost_contexts_are_folded_again_from_the_log_to_the_same_bytes() {
     let plan = processors::plan::<&str>(&ORDER, &[]).unwrap();
     let chain = Chain::new(stages(&fail), true, Arc::clone(&log.codec));
     let group = processors::group(GROUP, chain.name());
-    let rebuilt = processors::rebuild::rebuild(&chain, &group, &plan, &log.kafka, &lost, &log.codec).await.unwrap();
+    let rebuilt =
+        processors::rebuild::rebuild(&chain, &group, &plan, &log.kafka, &lost, &Registry::embedded()).await.unwrap();
     assert_eq!((rebuilt.turns, rebuilt.conversations), (41, 2));
     for conversation in ["a", "b"] {
         let current = async |contexts: &Contexts| {

@@ -6,14 +6,17 @@ use std::time::Duration;
 use processors::{AnyStage, Limits, RejectsBound, RunError};
 use schemas::topic::{REDRIVES, REJECTS, TURNS_ENRICHED, TURNS_RECEIVED};
 use schemas::{Redrive, Reject, Turn, reject};
+use store::Durability;
 use store::context::Contexts;
+use store::keys::Keys;
 use store::log::{Admin, Message, Producer, ProducerLimits, Record};
+use store::registry::Registry;
 use tests::role::{config, surroundings};
 use tests::{Log, Nothing, PATIENCE, now, turn};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use undertone::rejects::redrive::{Bounds, Report, Run, Step};
+use undertone::rejects::redrive::{Bounds, Outcome, Report, Run, Step, Taken};
 use undertone::rejects::{Reader, Selection};
 
 const ATTEMPTS_MAX: i32 = 3;
@@ -83,7 +86,8 @@ async fn write(log: &Log, rejects: &[Reject]) {
 }
 
 async fn redrive(log: &Log, selection: &Selection, dry_run: bool) -> Report {
-    let run = Run { kafka: &log.kafka, codec: &log.codec, selection, bounds: &bounds(100), dry_run, now: now() };
+    let registry = Registry::embedded();
+    let run = Run { kafka: &log.kafka, registry: &registry, selection, bounds: &bounds(100), dry_run, now: now() };
     tokio::time::timeout(PATIENCE, run.go(|_| {}, async |_| {})).await.expect("in time").unwrap()
 }
 
@@ -120,7 +124,7 @@ async fn a_run_that_is_killed_at_every_step_drives_each_reject_in_once() {
         let bounds = bounds(2);
         let run = Run {
             kafka: &log.kafka,
-            codec: &log.codec,
+            registry: &Registry::embedded(),
             selection: &selection,
             bounds: &bounds,
             dry_run: false,
@@ -159,14 +163,53 @@ async fn a_run_that_is_killed_at_every_step_drives_each_reject_in_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sealed_stays_sealed_and_what_was_not_is_sealed_on_its_way() {
+    let log = Log::start(1, &[]).await;
+    let keys = Keys::open(&log.folder().join("keys.sqlite"), Durability::Kill).await.unwrap();
+    let (said, forgotten) = (turn("a", "1", "the vault is open"), turn("b", "2", "nobody knows"));
+    let (stays, goes) = (keys.current("a", "", 0).await.unwrap(), keys.current("b", "", 0).await.unwrap());
+    let sealed = |turn: &Turn, key| Reject { raw: log.codec.seal(turn, key).unwrap(), ..reject_of(&log, turn) };
+    let update = br#"{"update_id":7,"message":{"message_id":1,"date":1700000000,"chat":{"id":5,"type":"private"},"text":"a secret"}}"#;
+    let rejects = [sealed(&said, &stays), sealed(&forgotten, &goes), reject_of_intake(update)];
+    write(&log, &rejects).await;
+    keys.destroy("b", &[goes.id]).await.unwrap();
+
+    let registry = Registry::embedded().opening(keys);
+    let (selection, bounds) = (Selection::default(), bounds(100));
+    let run = Run {
+        kafka: &log.kafka,
+        registry: &registry,
+        selection: &selection,
+        bounds: &bounds,
+        dry_run: false,
+        now: now(),
+    };
+    let mut refused = Vec::new();
+    let taken = |taken: &Taken| {
+        if let Outcome::Refused(why) = &taken.outcome {
+            refused.push((taken.found.reject.id, why.clone()));
+        }
+    };
+    let report = tokio::time::timeout(PATIENCE, run.go(taken, async |_| {})).await.expect("in time").unwrap();
+    assert_eq!((report.redriven, refused.len()), (2, 1), "{report:?}");
+    assert!(refused[0].0 == forgotten.id && refused[0].1.contains("forgotten"), "{refused:?}");
+    let written = committed(&log, TURNS_RECEIVED).await;
+    assert_eq!(written[0].value, Some(rejects[0].raw.clone()));
+    let value = written[1].value.as_deref().unwrap();
+    assert!(!value.windows(6).any(|part| part == b"secret"), "it is sealed now");
+    registry.know_now::<Turn>([value]).await.unwrap();
+    assert_eq!(registry.codec().decode::<Turn>(value).unwrap().text, "a secret");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_run_fences_the_first_and_doubles_nothing() {
     let log = Log::start(1, &[]).await;
     let turns: Vec<Turn> = (0..3).map(|n| turn("a", &n.to_string(), "hello")).collect();
     write(&log, &turns.iter().map(|turn| reject_of(&log, turn)).collect::<Vec<_>>()).await;
-    let (selection, bounds) = (Selection::default(), bounds(1));
+    let (selection, bounds, registry) = (Selection::default(), bounds(1), Registry::embedded());
     let run = Run {
         kafka: &log.kafka,
-        codec: &log.codec,
+        registry: &registry,
         selection: &selection,
         bounds: &bounds,
         dry_run: false,

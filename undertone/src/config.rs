@@ -348,6 +348,8 @@ pub enum Scope {
 pub struct Privacy {
     /// How long backups are kept, in days; 0: there are none.
     pub backups_days: u32,
+    /// Whether the words in topics are encrypted by a key of the conversation.
+    pub crypto_shred: bool,
 }
 
 /// `[models]`.
@@ -465,6 +467,11 @@ impl Config {
         or_under(&self.history.path, &self.data.dir, "history.sqlite")
     }
 
+    /// The file of the keys of sealed turns.
+    pub fn keys_path(&self) -> PathBuf {
+        self.history_path().with_file_name("keys.sqlite")
+    }
+
     /// What must hold between settings; each value alone is checked by its type.
     ///
     /// # Errors
@@ -566,6 +573,13 @@ impl Config {
             return conflict(
                 "[history] cache = \"redis\" stands behind pages in memory, and [api] pages_bytes_max = 0".to_owned(),
                 "give pages_bytes_max, or cache = \"none\"".to_owned(),
+            );
+        }
+        if self.privacy.crypto_shred && self.is_embedded() {
+            return conflict(
+                "[privacy] crypto_shred = true, and the log is the embedded broker's, which takes the words out itself"
+                    .to_owned(),
+                "set crypto_shred = false, or name an outside Kafka in [kafka] bootstrap".to_owned(),
             );
         }
         self.registry.check()?;

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use api::memories::{Forget, Held, Receipt};
 use schemas::erasure::ERASURE;
-use schemas::{Codec, Envelope, Erasure, Turn, envelope, topic, turn_id};
+use schemas::{Codec, Envelope, Erasure, Kind, Turn, envelope, topic, turn_id};
 use store::erasures::TURNS_MAX;
 use store::history::{History, Page};
-use store::log::{Admin, Kafka, Place, Producer, ProducerLimits, Record};
+use store::log::{Admin, Kafka, Place, Producer, ProducerLimits, Record, TopicState};
 use store::registry::Registry;
 use uuid::Uuid;
 
@@ -68,8 +68,9 @@ impl Forgetting {
 
     /// Forgets; `None` if there is nothing of it.
     pub(crate) async fn forget(&self, what: Forget<'_>) -> anyhow::Result<Option<Receipt>> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
-        let Some(found) = self.find(what, now).await? else { return Ok(None) };
+        let now = now_ms();
+        let Some(mut found) = self.find(what, now).await? else { return Ok(None) };
+        let (now, retired) = self.retire(what, &mut found, now).await.context("retire keys")?;
         let codec = self.registry.codec();
         let producer = Producer::connect(&self.kafka, &ProducerLimits::default()).context("connect to the log")?;
         let list = || found.erasures.iter().map(|erasure| listed(codec, erasure)).collect();
@@ -82,7 +83,8 @@ impl Forgetting {
         // Once more behind what was under way: who goes over the log for it goes over that as well.
         let again = append(&producer, list()).await?;
         let gone_over = self.gone_over(&again).await?.map(|gone_over| gone_over && came_through);
-        let places = self.places(now, came_through, gone_over).await?;
+        let destroyed = self.destroy(&retired).await.context("destroy keys: ask again")?;
+        let places = self.places(now, came_through, gone_over, destroyed).await?;
         let conversations = found.conversations.into_iter().collect();
         Ok(Some(Receipt::new(id, envelope::rfc3339(now), found.what, turns, conversations, places)))
     }
@@ -135,6 +137,41 @@ impl Forgetting {
         })
     }
 
+    /// Retires the keys of what is forgotten whole, and waits until nothing is sealed by them any more: the erasure covers
+    /// what they sealed, and no more. Returns the time of the erasure, and the keys by conversation.
+    async fn retire(
+        &self,
+        what: Forget<'_>,
+        found: &mut Found,
+        now: i64,
+    ) -> anyhow::Result<(i64, Vec<(String, Vec<Uuid>)>)> {
+        let person = match what {
+            Forget::Memory { .. } | Forget::Room { .. } => return Ok((now, Vec::new())),
+            Forget::Conversation(_) => None,
+            Forget::Person(person) => Some(person),
+        };
+        let Some(keys) = self.registry.keys() else { return Ok((now, Vec::new())) };
+        let (mut at, mut all) = (now, Vec::new());
+        for conversation in &found.conversations {
+            let retired = keys.retire(conversation, person, now_ms()).await?;
+            at = at.max(retired.until - 1);
+            all.push((conversation.clone(), retired.ids));
+        }
+        found.erasures.iter_mut().for_each(|erasure| erasure.at = at);
+        let ahead = u64::try_from(at + 1 - now_ms()).unwrap_or(0);
+        tokio::time::sleep(Duration::from_millis(ahead)).await;
+        Ok((at, all))
+    }
+
+    /// Destroys them. Since when there are keys at all, if so; in milliseconds since the Unix epoch.
+    async fn destroy(&self, retired: &[(String, Vec<Uuid>)]) -> anyhow::Result<Option<i64>> {
+        let (Some(keys), false) = (self.registry.keys(), retired.is_empty()) else { return Ok(None) };
+        for (conversation, ids) in retired {
+            keys.destroy(conversation, ids).await?;
+        }
+        Ok(Some(keys.since().await?))
+    }
+
     async fn erase(&self, what: Forget<'_>, found: &Found) -> anyhow::Result<u64> {
         Ok(match what {
             Forget::Memory { conversation, .. } | Forget::Room { conversation, .. } => {
@@ -181,7 +218,13 @@ impl Forgetting {
     }
 
     /// Every place that held the words, and how it stands.
-    async fn places(&self, now: i64, came_through: bool, gone_over: Option<bool>) -> anyhow::Result<Vec<Held>> {
+    async fn places(
+        &self,
+        now: i64,
+        came_through: bool,
+        gone_over: Option<bool>,
+        destroyed: Option<i64>,
+    ) -> anyhow::Result<Vec<Held>> {
         let mut places = Vec::new();
         let settled = |place: &str, emptied: Option<bool>| match emptied {
             Some(true) => Held::erased(place),
@@ -226,7 +269,18 @@ impl Forgetting {
             let until = now + self.config.api.pages_fixed_ms_max as i64;
             places.push(Held::expires("pages: Redis", envelope::rfc3339(until)));
         }
-        places.extend(self.topics(now, gone_over).await?);
+        if let (Some(keys), true) = (self.registry.keys(), destroyed.is_some()) {
+            match self.config.history.kind {
+                StoreKind::Sqlite => {
+                    let emptied = keys.settle().await.context("empty the write-ahead log of the keys")?;
+                    places.push(settled("keys: file and write-ahead log", emptied));
+                }
+                StoreKind::Scylla => {
+                    places.push(Held::expires("keys: files of the CQL server", envelope::rfc3339(now + GRACE_MS)));
+                }
+            }
+        }
+        places.extend(self.topics(now, gone_over, destroyed).await?);
         let days = i64::from(self.config.privacy.backups_days);
         places.push(match days {
             0 => Held::erased("backups: none are kept"),
@@ -237,15 +291,26 @@ impl Forgetting {
 
     /// The topics that hold words. Where nobody goes over them, a record goes with its segment, when that is as old as the
     /// retention.
-    async fn topics(&self, now: i64, gone_over: Option<bool>) -> anyhow::Result<Vec<Held>> {
+    async fn topics(&self, now: i64, gone_over: Option<bool>, destroyed: Option<i64>) -> anyhow::Result<Vec<Held>> {
         let admin = Admin::connect(&self.kafka)?;
         let known = admin.topics().await.context("ask for the topics")?;
-        let rejects = admin.offsets(topic::REJECTS).await.context("ask for the rejects")?;
-        let no_rejects = rejects.values().all(|(low, high)| low == high);
-        let number = |state: &store::log::TopicState, key: &str| state.config.get(key)?.parse::<i64>().ok();
+        let has_words = |state: &&TopicState| eraser::goes_over(&state.name) || state.name == topic::REJECTS;
+        let (mut empty, mut sealed) = (BTreeSet::new(), BTreeSet::new());
+        for state in known.iter().filter(has_words) {
+            let extent = admin.offsets(&state.name).await.context("ask how far topics reach")?;
+            if extent.values().all(|(low, high)| low == high) {
+                empty.insert(state.name.as_str());
+            } else if let (Some(since), Some(Kind::Turn)) = (destroyed, topic::kind(&state.name)) {
+                let begins = admin.offsets_since(&state.name, since).await.context("ask for the oldest turns")?;
+                if extent.iter().all(|(partition, (low, high))| low == high || begins.get(partition) == Some(low)) {
+                    sealed.insert(state.name.as_str());
+                }
+            }
+        }
+        let number = |state: &TopicState, key: &str| state.config.get(key)?.parse::<i64>().ok();
         let mut places: Vec<Held> = known
             .iter()
-            .filter(|state| eraser::goes_over(&state.name) || state.name == topic::REJECTS)
+            .filter(has_words)
             .map(|state| {
                 let place = format!("log segments of {}", state.name);
                 match gone_over.filter(|_| state.name != topic::REJECTS) {
@@ -253,14 +318,20 @@ impl Forgetting {
                     Some(false) => {
                         return Held::pending(&place, "the broker has not gone over it yet; it goes on by itself");
                     }
-                    None if state.name == topic::REJECTS && no_rejects => return Held::erased(&place),
+                    None if empty.contains(state.name.as_str()) => return Held::erased(&place),
                     None => {}
                 }
-                match number(state, "retention.ms").filter(|retention| *retention >= 0) {
-                    Some(retention) => {
-                        let segment = number(state, "segment.ms").unwrap_or(SEGMENT_MS);
-                        Held::expires(&place, envelope::rfc3339(now.saturating_add(retention + segment)))
-                    }
+                let retention = number(state, "retention.ms").filter(|retention| *retention >= 0);
+                let segment = number(state, "segment.ms").unwrap_or(SEGMENT_MS);
+                let gone_from = |at: i64| retention.map(|retention| at.saturating_add(retention + segment));
+                // What was there before there were keys is not sealed.
+                let (place, from) = match destroyed.filter(|_| topic::kind(&state.name) == Some(Kind::Turn)) {
+                    None => (place, now),
+                    Some(_) if sealed.contains(state.name.as_str()) => return Held::key_destroyed(&place),
+                    Some(since) => (format!("{place}, from before {}", envelope::rfc3339(since)), since),
+                };
+                match gone_from(from) {
+                    Some(gone) => Held::expires(&place, envelope::rfc3339(gone)),
                     None => Held::pending(&place, "its retention has no end: give it one (retention.ms)"),
                 }
             })
@@ -268,6 +339,10 @@ impl Forgetting {
         places.sort_by(|one, other| one.place.cmp(&other.place));
         Ok(places)
     }
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }
 
 async fn append(producer: &Producer, records: Vec<Record>) -> anyhow::Result<Vec<Place>> {

@@ -239,6 +239,92 @@ async fn what_was_forgotten_is_gone_everywhere_and_does_not_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn words_that_were_sealed_are_gone_with_their_keys_and_the_others_are_read_on() {
+    const WORD: &str = "marzipan";
+    // An outside log, which nobody goes over: the embedded broker by itself, or the Apache Kafka.
+    let server = Server::start().await;
+    let mut config = configured(&server);
+    config.kafka.bootstrap.clone_from(&server.kafka.bootstrap);
+    (config.context.only_machine, config.privacy.crypto_shred, config.privacy.backups_days) = (true, true, 0);
+    let running = started(config.clone()).await;
+    let turns = converse(&running, "room", &["the password of the old vault is marzipan"]).await;
+    assert!(turns[0]["text"].as_str().unwrap().contains(WORD) && turns[0]["emotion"].is_object(), "{turns:?}");
+    converse(&running, "hall", &["the train to the mountains was late again"]).await;
+    converse(&running, "loft", &["nobody has seen the green umbrella"]).await;
+    let page = kept(&running, "room", 1).await.to_string();
+    assert!(page.contains(WORD), "{page}");
+    for room in ["hall", "loft"] {
+        kept(&running, room, 1).await;
+    }
+    if server.apache().is_none() {
+        let log = server.folder().join("broker");
+        assert_eq!((holding(&log, WORD), holding(&log, "umbrella")), (Vec::new(), Vec::new()), "no word is in the log");
+    }
+    let delete = async |path: &str| {
+        let head = format!("DELETE /v1/{path} HTTP/1.1\r\nHost: {}", running.http());
+        let (status, receipt) = ask(&running, &head).await;
+        (status, serde_json::from_str::<Value>(&receipt).unwrap())
+    };
+    let (status, receipt) = delete("conversations/room").await;
+    assert_eq!((status, &receipt["turns"]), (200, &1.into()), "{receipt}");
+    let state = |place: &str| {
+        let places = receipt["places"].as_array().unwrap();
+        places.iter().find(|held| held["place"] == place).map(|held| held["state"].as_str().unwrap().to_owned())
+    };
+    for topic in [schemas::topic::TURNS_RECEIVED, schemas::topic::TURNS_ENRICHED] {
+        assert_eq!(state(&format!("log segments of {topic}")).as_deref(), Some("key_destroyed"), "{receipt}");
+    }
+    assert_eq!(receipt["complete"], server.cassandra.is_none(), "{receipt}");
+    // What comes later has another key.
+    let later = converse_from(&running, "room", &["a", "spring is here"], 1).await;
+    assert_eq!(later[0]["text"], "spring is here");
+    kept(&running, "room", 1).await;
+    assert!(running.stop().await.drained);
+
+    // Another history is written from the log, by a process that has to ask for the keys.
+    if server.cassandra.is_none() {
+        let lose = || {
+            for name in ["history.sqlite", "history.sqlite-wal", "history.sqlite-shm"] {
+                let _ = std::fs::remove_file(server.folder().join(name));
+            }
+        };
+        lose();
+        for name in ["contexts.sqlite", "contexts.sqlite-wal", "contexts.sqlite-shm"] {
+            let _ = std::fs::remove_file(server.folder().join(name));
+        }
+        let mut rebuild = std::process::Command::new(env!("CARGO_BIN_EXE_undertone"));
+        rebuild.arg("--data-dir").arg(server.folder()).args(["contexts", "rebuild"]);
+        let settings = [
+            ("KAFKA__BOOTSTRAP", config.kafka.bootstrap.as_str()),
+            ("CONTEXT__ONLY_MACHINE", "true"),
+            ("PRIVACY__CRYPTO_SHRED", "true"),
+        ];
+        rebuild.envs(settings.map(|(name, value)| (format!("UNDERTONE__{name}"), value)));
+        let rebuilt = rebuild.output().unwrap();
+        assert!(rebuilt.status.success(), "{rebuilt:?}");
+        let folded = holding(server.folder(), "mountain");
+        assert!(folded.iter().any(|name| name.starts_with("contexts.sqlite")), "a stem of the hall: {folded:?}");
+        let running = started(config.clone()).await;
+        kept(&running, "hall", 1).await;
+        let page = kept(&running, "room", 1).await.to_string();
+        assert!(page.contains("spring is here") && !page.contains(WORD), "{page}");
+        assert_eq!(holding(server.folder(), WORD), [""; 0]);
+        let head = format!("DELETE /v1/people/websocket%3Aann HTTP/1.1\r\nHost: {}", running.http());
+        let (status, receipt) = ask(&running, &head).await;
+        assert_eq!(status, 200, "{receipt}");
+        assert!(receipt.contains("key_destroyed"), "{receipt}");
+        converse_from(&running, "hall", &["b", "c", "a new day"], 2).await;
+        kept(&running, "hall", 2).await;
+        assert!(running.stop().await.drained);
+        lose();
+        let running = started(config).await;
+        let page = kept(&running, "hall", 2).await.to_string();
+        assert!(page.contains("a new day") && !page.contains("mountains"), "{page}");
+        assert!(running.stop().await.drained);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_memory_a_room_and_a_person_are_forgotten_by_themselves() {
     let server = Server::for_program().await;
     let running = started(configured(&server)).await;

@@ -9,6 +9,7 @@ use ingest::{Bot, Config, Ingest};
 use schemas::{Codec, Turn, topic};
 use serde_json::{Value, json};
 use store::log::{Admin, From, Kafka, Message, Producer, ProducerLimits, Tail, TopicSpec};
+use store::registry::Registry;
 use tokio::net::TcpStream;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
@@ -89,10 +90,11 @@ impl House {
         config.websocket.frame_bytes_max = 16 * 1024;
         config.bots.insert("helper".to_owned(), Bot { webhook_secret: SECRET.to_owned().into() });
         change(&mut config);
-        let codec = Arc::new(Codec::embedded());
+        let registry = Registry::embedded();
+        let codec = Arc::clone(registry.codec());
         let producer = Producer::connect(&kafka, limits).unwrap();
         let meter = opentelemetry::global::meter("test");
-        let ingest = Ingest::new(config, producer, Arc::clone(&codec), &meter, Default::default());
+        let ingest = Ingest::new(config, producer, registry, &meter, Default::default());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = ingest.router();

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use schemas::topic::TURNS_ENRICHED;
-use schemas::{Codec, Stamp, Turn};
+use schemas::{Stamp, Turn};
 use store::erasures::Erasures;
 use store::log::transact::Standing;
 use store::log::{From, Kafka, LogError, Message, Tail};
+use store::registry::Registry;
 
 use super::Replay;
 use crate::batch::{Admitted, admit};
@@ -49,7 +50,7 @@ impl Reader {
     /// not in `stages`; `None` if it is not of the replay, or was dropped.
     pub(crate) async fn admit(
         &mut self,
-        codec: &Codec,
+        registry: &Registry,
         stages: impl Iterator<Item = &'static str>,
         message: &Message,
     ) -> Result<Option<Admitted>, RunError> {
@@ -58,7 +59,8 @@ impl Reader {
         if !self.replay.range.has_place(stamp) || end.is_none_or(|end| *end <= stamp.offset) {
             return Ok(None);
         }
-        let Some(enriched) = self.enriched(codec, stamp).await? else { return Ok(None) };
+        let codec = registry.codec();
+        let Some(enriched) = self.enriched(registry, stamp).await? else { return Ok(None) };
         let (turn, place) = match admit(codec, true, message) {
             Ok(admitted) => admitted,
             Err(refused) => return Ok(Some(Err(refused))),
@@ -94,7 +96,7 @@ impl Reader {
     }
 
     /// The enriched turn of a received offset.
-    async fn enriched(&mut self, codec: &Codec, stamp: Stamp) -> Result<Option<Turn>, RunError> {
+    async fn enriched(&mut self, registry: &Registry, stamp: Stamp) -> Result<Option<Turn>, RunError> {
         let partition = stamp.partition;
         // After an abort messages come again, and the turns before them were passed.
         if self.cursors.get(&partition).is_none_or(|cursor| cursor.asked >= stamp.offset) {
@@ -105,7 +107,7 @@ impl Reader {
         cursor.asked = stamp.offset;
         loop {
             if cursor.next.is_none() {
-                cursor.next = cursor.read(codec).await?;
+                cursor.next = cursor.read(registry).await?;
             }
             let Some(offset) = cursor.next.as_ref().map(|(offset, _)| *offset) else { return Ok(None) };
             match offset.cmp(&stamp.offset) {
@@ -141,7 +143,7 @@ struct Cursor {
 
 impl Cursor {
     /// The next enriched turn; `None` at the end.
-    async fn read(&mut self, codec: &Codec) -> Result<Option<(i64, Turn)>, RunError> {
+    async fn read(&mut self, registry: &Registry) -> Result<Option<(i64, Turn)>, RunError> {
         let begun = Instant::now();
         while self.tail.positions().get(&self.partition).is_some_and(|next| *next < self.end) {
             // The marks that transactions leave are passed without a message: look at the positions again.
@@ -162,7 +164,8 @@ impl Cursor {
             if message.offset >= self.end {
                 return Ok(None);
             }
-            let turn = codec.decode::<Turn>(message.value.as_deref().unwrap_or_default());
+            registry.know_now::<Turn>(message.value.as_deref()).await?;
+            let turn = registry.codec().decode::<Turn>(message.value.as_deref().unwrap_or_default());
             let stamped = turn.map_err(|error| error.to_string()).and_then(|turn| match turn.stamp {
                 Some(stamp) => Ok((stamp.offset, turn)),
                 None => Err("a turn without a stamp".to_owned()),

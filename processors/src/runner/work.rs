@@ -253,7 +253,7 @@ impl Runner {
     fn admit(&self, message: &Message, kills: u32, tier: Tier) -> Result<Option<Admitted>, RunError> {
         match &self.replay {
             None => Ok(Some(self.admit_new(message, kills, tier))),
-            Some(replay) => self.wait(replay.borrow_mut().admit(&self.codec, self.chain.stages(), message)),
+            Some(replay) => self.wait(replay.borrow_mut().admit(&self.registry, self.chain.stages(), message)),
         }
     }
 

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::{Codec, topic};
+use schemas::{Turn, topic};
 use serde::Serialize;
 
 use super::writer::{Fate, read};
 use super::{History, HistoryError, Kept, Memory, PAGE_MAX, Page, Row};
 use crate::erasures::Erasures;
 use crate::log::{From, Kafka, LogError, Tail};
+use crate::registry::{Registry, RegistryError};
 
 /// Records that are compared at a time.
 const BATCH: usize = 1000;
@@ -51,6 +52,9 @@ pub enum VerifyError {
     /// The log cannot be read.
     #[error("read enriched turns: {0}")]
     Log(#[from] LogError),
+    /// What the turns name cannot be asked for.
+    #[error("read enriched turns: {0}")]
+    Registry(#[from] RegistryError),
     /// The history cannot be read or written.
     #[error("compare with the history: {0}")]
     History(#[from] HistoryError),
@@ -63,12 +67,13 @@ pub enum VerifyError {
 pub async fn verify(
     kafka: &Kafka,
     history: &History,
-    codec: &Codec,
+    registry: &Registry,
     mend: bool,
     mut told: impl FnMut(&Comparison),
 ) -> Result<Comparison, VerifyError> {
     // Before the topic's ends: what the writer keeps meanwhile is not called missing.
     let reached = history.reached(topic::TURNS_ENRICHED).await?;
+    let codec = registry.codec();
     let erasures = Erasures::read(kafka, codec).await?;
     let mut tail = Tail::open(kafka, topic::TURNS_ENRICHED, From::Beginning).await?;
     let ends = tail.ends_when_opened().clone();
@@ -86,6 +91,7 @@ pub async fn verify(
             found.to_come += 1;
             continue;
         }
+        registry.know_now::<Turn>(message.value.as_deref()).await?;
         let Ok((row, memory, fate)) = read(codec, message, &erasures) else {
             found.unreadable += 1;
             continue;

@@ -6,6 +6,7 @@
 //! disk is full, another process holds the file, or the log or the server is away, it tries again until that is over, and
 //! says so in [`Config::waiting`].
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -370,9 +371,17 @@ pub(super) fn read(
         id: turn.id,
         at: turn.at,
         person: person.clone(),
-        value: message.value.unwrap_or_default(),
+        value: opened(codec, message.value.unwrap_or_default()),
     };
     Ok((row, memory(codec, turn, position, person), fate))
+}
+
+/// A value that could be read, without its seal: what is in the history is erased there.
+fn opened(codec: &Codec, value: Vec<u8>) -> Vec<u8> {
+    match codec.open(&value) {
+        Ok((Cow::Owned(opened), _)) => opened,
+        _ => value,
+    }
 }
 
 /// What recall needs of a turn: the words, who said them, their vector and their place.

@@ -16,7 +16,7 @@ use schemas::{Kind, SchemaError, topic};
 use serde_json::{Value, json};
 
 use super::{Away, PAUSES, Settings};
-use crate::Pauses;
+use crate::{DatabaseError, Pauses};
 
 const MEDIA_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 /// Largest answer that is read: a schema, many times over.
@@ -90,12 +90,19 @@ pub enum RegistryError {
     /// A schema of it cannot be read.
     #[error("the schema registry has a schema of no use: {0}")]
     Schema(String),
+    /// The keys of sealed turns cannot be asked for.
+    #[error("the store of keys does not serve: {0}")]
+    Keys(DatabaseError),
 }
 
 impl RegistryError {
     /// Whether it may go by itself.
     pub fn is_away(&self) -> bool {
-        matches!(self, RegistryError::Away { .. })
+        match self {
+            RegistryError::Away { .. } => true,
+            RegistryError::Keys(error) => error.is_transient(),
+            _ => false,
+        }
     }
 }
 

@@ -38,14 +38,16 @@ pub(super) fn history(settings: &Settings, command: &HistoryCommand) -> anyhow::
             let told = |found: &Comparison| {
                 let _ = writeln!(std::io::stderr(), "{} turns compared", found.compared);
             };
-            let registry = up::open_registry(&config, &Health::default(), &telemetry::Metrics::new().meter()).await?;
-            let found = verify(&kafka, &history, registry.codec(), *mend, told).await;
+            let registry =
+                up::open_registry(&config, &Databases::new(Health::default()), &telemetry::Metrics::new().meter())
+                    .await?;
+            let found = verify(&kafka, &history, &registry, *mend, told).await;
             let found = found.context("compare the history with the log")?;
             if found.mended == 0 {
                 return Ok((found, None));
             }
             // What was written is not therefore there: what was deleted by hand, with a later time, stays deleted.
-            let again = verify(&kafka, &history, registry.codec(), false, told).await;
+            let again = verify(&kafka, &history, &registry, false, told).await;
             anyhow::Ok((found, Some(again.context("compare the mended history with the log")?)))
         };
         let found = found.await;

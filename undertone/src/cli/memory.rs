@@ -137,7 +137,7 @@ async fn remembering(config: &Config, models: Loaded) -> anyhow::Result<Remember
         path.display()
     );
     let history = Databases::new(Health::default()).history(config).await?;
-    let registry = up::open_registry(config, &Health::default(), &Metrics::new().meter()).await?;
+    let registry = up::open_registry(config, &Databases::new(Health::default()), &Metrics::new().meter()).await?;
     let Memory { scope, cache_bytes_max, .. } = config.memory;
     Ok(Remembering::new(history, registry, models, scope, cache_bytes_max, None))
 }
@@ -147,7 +147,7 @@ async fn forget(config: &Config, what: Forget<'_>) -> anyhow::Result<Option<Rece
     let done = async {
         let databases = Databases::new(Health::default());
         let history = databases.history(config).await?;
-        let registry = up::open_registry(config, &Health::default(), &Metrics::new().meter()).await?;
+        let registry = up::open_registry(config, &Databases::new(Health::default()), &Metrics::new().meter()).await?;
         Forgetting::new(config, kafka, history, registry).forget(what).await
     };
     let done = done.await;

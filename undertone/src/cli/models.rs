@@ -15,6 +15,7 @@ use schemas::{Codec, Density, Estimate, Locus, Style, Tier, Traits, Turn};
 use serde_json::{Value, json};
 use store::context::{Contexts, Record, Version};
 use store::log::Kafka;
+use store::registry::Registry;
 
 use super::{runtime, say};
 use crate::config::{Config, StoreKind};
@@ -232,10 +233,12 @@ pub(super) fn contexts_rebuild(mut config: Config, forget: bool) -> anyhow::Resu
         let contexts = Databases::new(Health::default()).contexts(&config).await?;
         let done = match forget {
             true => forgotten(&chain, &group, &plan, &kafka, &contexts).await,
-            false => match up::open_registry(&config, &Health::default(), &Metrics::new().meter()).await {
-                Ok(registry) => rebuilt(&chain, &group, &plan, &kafka, &contexts, registry.codec()).await,
-                Err(error) => Err(error),
-            },
+            false => {
+                match up::open_registry(&config, &Databases::new(Health::default()), &Metrics::new().meter()).await {
+                    Ok(registry) => rebuilt(&chain, &group, &plan, &kafka, &contexts, &registry).await,
+                    Err(error) => Err(error),
+                }
+            }
         };
         if let Some(broker) = broker {
             broker.stop().await;
@@ -250,9 +253,9 @@ async fn rebuilt(
     plan: &Plan,
     kafka: &Kafka,
     contexts: &Contexts,
-    codec: &Codec,
+    registry: &Registry,
 ) -> anyhow::Result<String> {
-    let rebuilt = processors::rebuild::rebuild(chain, group, plan, kafka, contexts, codec).await;
+    let rebuilt = processors::rebuild::rebuild(chain, group, plan, kafka, contexts, registry).await;
     let Rebuilt { turns, conversations, partitions } = rebuilt.context("rebuild the contexts")?;
     Ok(format!("{turns} turns of {conversations} conversations folded again, {partitions} partitions\n"))
 }

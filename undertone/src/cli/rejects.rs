@@ -21,7 +21,8 @@ use crate::health::Health;
 use crate::rejects::redrive::{Bounds, Outcome, Report, Run, Taken};
 use crate::rejects::{Found, Reader, Selection, Which, moment};
 use crate::telemetry::Metrics;
-use crate::{topics, up};
+use crate::topics;
+use crate::up::{self, Databases};
 
 /// Rejects in one transaction of a redrive.
 const BATCH_REJECTS_MAX: usize = 100;
@@ -138,7 +139,7 @@ pub(super) fn rejects(config: &Config, command: RejectsCommand) -> anyhow::Resul
         RejectsCommand::Redrive { which, filter, .. } => filter.selection(which.clone(), now)?,
     };
     let work = async {
-        let registry = up::open_registry(config, &Health::default(), &Metrics::new().meter()).await?;
+        let registry = up::open_registry(config, &Databases::new(Health::default()), &Metrics::new().meter()).await?;
         let codec = registry.codec();
         match command {
             RejectsCommand::List { redriven, limit, json, .. } => {
@@ -150,7 +151,8 @@ pub(super) fn rejects(config: &Config, command: RejectsCommand) -> anyhow::Resul
                 if !dry_run {
                     create_topics(config, &kafka).await?;
                 }
-                let run = Run { kafka: &kafka, codec, selection: &selection, bounds: &bounds, dry_run, now };
+                let run =
+                    Run { kafka: &kafka, registry: &registry, selection: &selection, bounds: &bounds, dry_run, now };
                 redrive(run, json).await
             }
         }

@@ -26,7 +26,7 @@ use super::serve::on_signal;
 use super::{TierChoice, runtime, say};
 use crate::config::Config;
 use crate::health::Health;
-use crate::up::{self, Role, Running};
+use crate::up::{self, Databases, Role, Running};
 use crate::{locate, telemetry};
 
 /// Exit code of a replay that was told to stop before it was done: as a shell reports an interrupt.
@@ -301,7 +301,7 @@ async fn run(
     let around = Surroundings {
         kafka: kafka.clone(),
         contexts: contexts.context("open the contexts of the replay")?,
-        registry: up::open_registry(config, &Health::default(), &metrics.meter()).await?,
+        registry: up::open_registry(config, &Databases::new(Health::default()), &metrics.meter()).await?,
         meter: metrics.meter(),
         spans: Default::default(),
         waiting: Arc::default(),

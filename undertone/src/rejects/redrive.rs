@@ -8,6 +8,7 @@
 //! An input of intake goes through the parser of this release. A record of the log goes back to its topic as it was, with
 //! a new offset: a turn in it keeps its id and its times, and is given a new position.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,10 +16,11 @@ use ingest::redrive::Redriven as Read;
 use ingest::websocket::frame;
 use schemas::reject::ATTEMPT_HEADER;
 use schemas::topic::{REDRIVES, TURNS_RECEIVED};
-use schemas::{Codec, Envelope, Redrive, Turn};
+use schemas::{Envelope, Redrive, Turn};
 use serde::Serialize;
 use store::erasures::Erasures;
 use store::log::{Kafka, LogError, Message, Record, TransactionalProducer};
+use store::registry::Registry;
 
 use super::{Found, Reader, Selection};
 
@@ -115,7 +117,7 @@ pub struct Run<'a> {
     /// The log.
     pub kafka: &'a Kafka,
     /// Reads and writes values.
-    pub codec: &'a Codec,
+    pub registry: &'a Registry,
     /// Which rejects are meant.
     pub selection: &'a Selection,
     /// How far it goes.
@@ -138,8 +140,8 @@ impl Run<'_> {
             false => Some(TransactionalProducer::connect(self.kafka, TRANSACTIONAL_ID, TRANSACTION_TIMEOUT).await?),
         };
         // Opened only now: no earlier run can write a note any more.
-        let mut reader = Reader::open(self.kafka, self.codec).await?;
-        let erasures = Erasures::read(self.kafka, self.codec).await.context("read what was forgotten")?;
+        let mut reader = Reader::open(self.kafka, self.registry.codec()).await?;
+        let erasures = Erasures::read(self.kafka, self.registry.codec()).await.context("read what was forgotten")?;
         let mut report = Report { dry_run: self.dry_run, ..Report::default() };
         let mut batch = Batch::default();
         let mut unmet = self.selection.which.clone();
@@ -159,7 +161,10 @@ impl Run<'_> {
                 report.redriven_before += 1;
                 continue;
             }
-            let (outcome, records) = self.outcome(&found, &erasures)?;
+            let raw = Some(found.reject.raw.as_slice());
+            self.registry.know_now::<Turn>(raw).await.context("ask for what a reject is sealed by")?;
+            let (outcome, mut records) = self.outcome(&found, &erasures)?;
+            self.seal(&mut records).await.context("seal what was read")?;
             report.count(&found, &outcome);
             if !matches!(outcome, Outcome::Refused(_)) {
                 batch.bytes += found.reject.raw.len();
@@ -191,7 +196,13 @@ impl Run<'_> {
         }
         match (reject.stage.as_str(), reject.topic.as_deref()) {
             ("ingest", None) => {
-                match ingest::redrive::redrive(self.codec, reject, &found.headers, self.bounds.parser, self.now) {
+                match ingest::redrive::redrive(
+                    self.registry.codec(),
+                    reject,
+                    &found.headers,
+                    self.bounds.parser,
+                    self.now,
+                ) {
                     Ok(Read { records, .. }) if self.is_forgotten(&records, erasures) => refused(FORGOTTEN.to_owned()),
                     Ok(Read { outcome, records, detail }) => Ok((Outcome::Read(outcome, detail), records)),
                     Err(error @ ingest::redrive::RedriveError::UnknownSource(_)) => refused(error.to_string()),
@@ -209,9 +220,26 @@ impl Run<'_> {
         }
     }
 
+    /// Seals turns that are not, where turns are sealed: inputs at fault are kept as they came.
+    async fn seal(&self, records: &mut [Record]) -> anyhow::Result<()> {
+        let Some(keys) = self.registry.keys() else { return Ok(()) };
+        let codec = self.registry.codec();
+        for record in records.iter_mut().filter(|record| record.topic == TURNS_RECEIVED) {
+            let value = record.value.as_deref().unwrap_or_default();
+            if let (Cow::Borrowed(_), _) = codec.open(value)?
+                && let Ok(turn) = codec.decode::<Turn>(value)
+            {
+                let person = turn.person().unwrap_or_default();
+                let key = keys.current(&turn.conversation, &person, turn.received_at).await?;
+                record.value = Some(codec.seal(&turn, &key)?);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a turn among what would be written was forgotten.
     fn is_forgotten(&self, records: &[Record], erasures: &Erasures) -> bool {
-        let turn = |record: &Record| self.codec.decode::<Turn>(record.value.as_deref()?).ok();
+        let turn = |record: &Record| self.registry.codec().decode::<Turn>(record.value.as_deref()?).ok();
         records.iter().filter_map(turn).any(|turn| erasures.covers(&turn))
     }
 
@@ -246,7 +274,7 @@ impl Run<'_> {
             value: Some(reject.raw.clone()),
             headers: Vec::new(),
         };
-        processors::batch::admit(self.codec, true, &message).err().map(|refused| refused.detail)
+        processors::batch::admit(self.registry.codec(), true, &message).err().map(|refused| refused.detail)
     }
 
     fn note(&self, found: &Found, outcome: &Outcome, records: &[Record]) -> anyhow::Result<Record> {
@@ -274,7 +302,7 @@ impl Run<'_> {
             topic: REDRIVES.to_owned(),
             partition: None,
             key: Some(format!("{}:{}", place.partition, place.offset).into_bytes()),
-            value: Some(self.codec.encode(&note).context("write the note of a redrive")?),
+            value: Some(self.registry.codec().encode(&note).context("write the note of a redrive")?),
             headers: headers.map(|(name, value)| (name.to_owned(), value.into_bytes())).collect(),
             timestamp: self.now,
         })
@@ -357,9 +385,15 @@ mod tests {
         change(&mut found.reject);
         let parser = frame::Bounds { text_bytes_max: 1000, batch_frames_max: 10 };
         let bounds = Bounds { limit: 10, attempts_max: 3, batch_max: 10, batch_bytes_max: 1000, parser };
-        let (kafka, codec, selection) = (Kafka::default(), Codec::embedded(), Selection::default());
-        let run =
-            Run { kafka: &kafka, codec: &codec, selection: &selection, bounds: &bounds, dry_run: true, now: 1 << 41 };
+        let (kafka, registry, selection) = (Kafka::default(), Registry::embedded(), Selection::default());
+        let run = Run {
+            kafka: &kafka,
+            registry: &registry,
+            selection: &selection,
+            bounds: &bounds,
+            dry_run: true,
+            now: 1 << 41,
+        };
         run.outcome(&found, &Erasures::default()).unwrap()
     }
 

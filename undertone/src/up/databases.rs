@@ -9,6 +9,7 @@ use opentelemetry::metrics::Meter;
 use store::context::Contexts;
 use store::cql::Keyspace;
 use store::history::History;
+use store::keys::Keys;
 use store::redis::{Redis, Shelf};
 use store::{Durability, Pauses};
 use tokio::sync::OnceCell;
@@ -58,6 +59,24 @@ impl Databases {
         };
         let history = history.context("open the history (settings: [history])")?;
         Ok(history.remembering(config.memory.conversation_max))
+    }
+
+    /// The health of the process.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Opens the keys of sealed turns, if turns are sealed: where the history is.
+    pub(crate) async fn keys(&self, config: &Config) -> anyhow::Result<Option<Keys>> {
+        if !config.privacy.crypto_shred {
+            return Ok(None);
+        }
+        let keys = match config.history.kind {
+            // More depends on a key than on a turn.
+            StoreKind::Sqlite => Keys::open(&config.keys_path(), Durability::Power).await,
+            StoreKind::Scylla => Keys::on_scylla(self.scylla(config).await?).await,
+        };
+        keys.map(Some).context("open the keys of sealed turns (settings: [privacy], [history])")
     }
 
     /// Opens the contexts.

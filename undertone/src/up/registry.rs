@@ -7,6 +7,7 @@ use opentelemetry::metrics::Meter;
 use store::Pauses;
 use store::registry::{PAUSES, Registry, Subject};
 
+use super::databases::Databases;
 use crate::config::Config;
 use crate::health::{Health, State};
 
@@ -18,9 +19,17 @@ pub(crate) fn subjects(config: &Config) -> Vec<Subject> {
     super::topics_wanted(config).iter().filter_map(|topic| Subject::of(&topic.name)).collect()
 }
 
-/// Reads the ids. A registry that is away is waited for, as the log and the databases are: the supervisor sees a process
+/// Reads the ids, and opens the keys of sealed turns. A registry that is away is waited for, as the log and the databases are: the supervisor sees a process
 /// that is not ready, and gets it back with the reason when it has been patient for long enough.
-pub(crate) async fn open(config: &Config, health: &Health, meter: &Meter) -> anyhow::Result<Registry> {
+pub(crate) async fn open(config: &Config, databases: &Databases, meter: &Meter) -> anyhow::Result<Registry> {
+    let registry = read(config, databases.health(), meter).await?;
+    Ok(match Box::pin(databases.keys(config)).await? {
+        Some(keys) => registry.opening(keys),
+        None => registry,
+    })
+}
+
+async fn read(config: &Config, health: &Health, meter: &Meter) -> anyhow::Result<Registry> {
     let Some(settings) = config.registry.settings() else { return Ok(Registry::embedded()) };
     let subjects = subjects(config);
     let (begun, mut pauses) = (Instant::now(), Pauses::between(PAUSES));

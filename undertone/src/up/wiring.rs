@@ -79,7 +79,7 @@ impl Given {
         if self.roles == [Role::Broker] {
             return Ok(());
         }
-        self.registry = super::registry::open(&self.config, &self.health, &self.meter).await?;
+        self.registry = super::registry::open(&self.config, &self.databases, &self.meter).await?;
         let registry = self.registry.clone();
         self.health.ask(super::registry::PART, move || {
             let what = "a record has a schema id that is not known yet, and the schema registry is away: see to it, or to \
@@ -293,8 +293,7 @@ impl Given {
             ..ingest::Config::default()
         };
         let producer = Producer::connect(&self.kafka, &settings.producer_limits()).context("connect the intake")?;
-        let ingest =
-            Ingest::new(settings, producer, Arc::clone(self.registry.codec()), &self.meter, self.spans.clone());
+        let ingest = Ingest::new(settings, producer, self.registry.clone(), &self.meter, self.spans.clone());
         self.health.set(Role::Ingest.name(), State::Ready);
         let (watched, failed) = (ingest.clone(), self.failed.clone());
         tokio::spawn(async move {

@@ -258,6 +258,15 @@ fn what_a_cql_server_could_not_do_is_refused_before_it_is_asked() {
 }
 
 #[test]
+fn keys_are_for_a_log_that_is_not_ours() {
+    let message = with_file("[privacy]\ncrypto_shred = true\n").unwrap_err().to_string();
+    assert!(message.contains("takes the words out itself") && message.contains("[kafka] bootstrap"), "{message}");
+    let outside = "[privacy]\ncrypto_shred = true\n[kafka]\nbootstrap = \"kafka:9092\"\n";
+    let config = with_file(outside).unwrap();
+    assert!(config.privacy.crypto_shred && config.keys_path().ends_with("keys.sqlite"));
+}
+
+#[test]
 fn password_of_redis_comes_from_a_file_and_what_cannot_reach_one_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("redis");

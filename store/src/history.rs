@@ -225,14 +225,14 @@ impl History {
         }
     }
 
-    /// Conversations that a person spoke in, in an order of the store's own; at most [`PAGE_MAX`].
+    /// Conversations that a person spoke in, in an order of the store's own; at most `limit`.
     ///
     /// # Errors
     /// The database could not serve.
-    pub async fn conversations_of(&self, person: &str) -> Result<Vec<String>, HistoryError> {
+    pub async fn conversations_of(&self, person: &str, limit: usize) -> Result<Vec<String>, HistoryError> {
         match &self.backend {
-            Backend::Sqlite(history) => history.conversations_of(person).await,
-            Backend::Scylla(history) => history.conversations_of(person).await,
+            Backend::Sqlite(history) => history.conversations_of(person, limit).await,
+            Backend::Scylla(history) => history.conversations_of(person, limit).await,
         }
     }
 

@@ -277,15 +277,16 @@ async fn the_least_salient_memories_fade_however_they_come(history: History) {
 async fn memories_go_with_what_they_are_of(history: History) {
     remember(&history, "a", 1..=1005, 0.5).await;
     remember(&history, "b", 1..=6, 0.5).await;
-    let mut of = history.conversations_of("test:ben").await.unwrap();
+    let mut of = history.conversations_of("test:ben", 10).await.unwrap();
     of.sort();
     assert_eq!(of, ["a", "b"]);
+    assert_eq!(history.conversations_of("test:ben", 1).await.unwrap().len(), 1);
     let before = history.mark("a").await.unwrap();
     assert_eq!(history.erase_person("test:ben").await.unwrap(), 335 + 2);
     assert_ne!(history.mark("a").await.unwrap(), before);
     assert_eq!(remembered(&history, "b").await, [1, 2, 4, 5]);
     assert_eq!(remembered(&history, "a").await.len(), 670);
-    assert_eq!(history.conversations_of("test:ben").await.unwrap(), [""; 0]);
+    assert_eq!(history.conversations_of("test:ben", 10).await.unwrap(), [""; 0]);
     assert_eq!(history.erase_conversation("a").await.unwrap(), 670);
     assert_eq!(remembered(&history, "a").await, [0; 0]);
     history.upsert(vec![row("a", 1006, 1006)]).await.unwrap();

@@ -6,7 +6,7 @@
 //! process of the read side of what it holds. A receipt is complete when nothing holds the words any more; what only time
 //! takes is told with its date. Left out: words that others quote, and what left through streams and topics.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
@@ -33,8 +33,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const GONE_OVER_WITHIN: Duration = Duration::from_secs(5);
 /// Time between two questions to the brokers.
 const ASK_EVERY: Duration = Duration::from_millis(50);
-/// Conversations that are looked at; of a person who spoke in more, the rest is told as under way.
-const LOOKED_AT_MAX: usize = 100;
+/// Conversations of a person that are forgotten in one call.
+const CONVERSATIONS_MAX: usize = 100_000;
 /// Newest turns of a conversation among which the one that says so is looked for.
 const NEWEST: usize = 20;
 /// What brokers wait for at most until they begin another segment, where they do not tell.
@@ -78,8 +78,8 @@ impl Forgetting {
         let turns = self.erase(what, &found).await.context("erase in the history")?;
         let id = found.erasures.first().map_or(Uuid::nil(), |erasure| erasure.id);
         let marks = found.conversations.iter().map(|conversation| mark(codec, conversation, id, now));
-        append(&producer, marks.collect()).await?;
-        let came_through = self.wait(&found.conversations, id).await;
+        let marked = append(&producer, marks.collect()).await?;
+        let came_through = self.wait(last_of_each_partition(&found.conversations, &marked), id).await;
         // Once more behind what was under way: who goes over the log for it goes over that as well.
         let again = append(&producer, list()).await?;
         let gone_over = self.gone_over(&again).await?.map(|gone_over| gone_over && came_through);
@@ -126,7 +126,12 @@ impl Forgetting {
                 positions: Vec::new(),
             }),
             Forget::Person(person) => {
-                let conversations: BTreeSet<String> = history.conversations_of(person).await?.into_iter().collect();
+                let conversations = history.conversations_of(person, CONVERSATIONS_MAX + 1).await?;
+                anyhow::ensure!(
+                    conversations.len() <= CONVERSATIONS_MAX,
+                    "{person} spoke in more than {CONVERSATIONS_MAX} conversations: forget some of these whole, then ask again"
+                );
+                let conversations: BTreeSet<String> = conversations.into_iter().collect();
                 (!conversations.is_empty()).then(|| Found {
                     what: format!("person {person}"),
                     conversations,
@@ -183,10 +188,10 @@ impl Forgetting {
     }
 
     /// Waits until the turns that say so are in the history: then the processors have let go, and the writer has passed
-    /// what was under way. Whether they all are.
-    async fn wait(&self, conversations: &BTreeSet<String>, id: Uuid) -> bool {
+    /// what was under way. A partition is kept in its order, so the last one of each is looked for. Whether they all are.
+    async fn wait(&self, conversations: Vec<&str>, id: Uuid) -> bool {
         let begun = Instant::now();
-        for conversation in conversations.iter().take(LOOKED_AT_MAX) {
+        for conversation in conversations {
             let wanted = mark_id(conversation, id);
             loop {
                 let newest = self.history.turns(conversation, Page::Before(None), NEWEST).await.unwrap_or_default();
@@ -199,7 +204,7 @@ impl Forgetting {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         }
-        conversations.len() <= LOOKED_AT_MAX
+        true
     }
 
     /// Whether the log was gone over for what stands in the list here; `None` where nobody does that.
@@ -339,6 +344,18 @@ impl Forgetting {
         places.sort_by(|one, other| one.place.cmp(&other.place));
         Ok(places)
     }
+}
+
+/// Of conversations whose turns were written to these places, those that were written last to each partition.
+fn last_of_each_partition<'c>(conversations: &'c BTreeSet<String>, places: &[Place]) -> Vec<&'c str> {
+    let mut last: BTreeMap<i32, (i64, &str)> = BTreeMap::new();
+    for (conversation, place) in conversations.iter().zip(places) {
+        let of = last.entry(place.partition).or_insert((place.offset, conversation));
+        if place.offset >= of.0 {
+            *of = (place.offset, conversation);
+        }
+    }
+    last.into_values().map(|(_, conversation)| conversation).collect()
 }
 
 fn now_ms() -> i64 {

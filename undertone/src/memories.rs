@@ -155,7 +155,7 @@ impl Remembering {
             None => self.owner(conversation).await?,
         };
         if let Some(owner) = owner.as_ref().filter(|_| self.0.scope == Scope::Person) {
-            let others = within(history.conversations_of(&owner.person)).await?;
+            let others = within(history.conversations_of(&owner.person, CONVERSATIONS_MAX + 1)).await?;
             for other in others.into_iter().filter(|other| other != conversation).take(CONVERSATIONS_MAX) {
                 if let Some(mark) = within(history.mark(&other)).await? {
                     marks.push((other, mark));

@@ -533,6 +533,34 @@ mod embedded {
         assert!(running.stop().await.drained);
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_person_is_forgotten_in_every_conversation_however_many() {
+        use store::history::{History, Page, Row};
+        const CONVERSATIONS: usize = 1_200;
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::at(dir.path());
+        let running = started(config.clone()).await;
+        let history = History::open(&config.history_path()).await.unwrap();
+        let codec = schemas::Codec::embedded();
+        let name = |number: usize| format!("chat-{number}");
+        let rows = (0..CONVERSATIONS).map(|number| {
+            let turn = schemas::Turn { conversation: name(number), ..remembered(1) };
+            let value = codec.encode(&turn).unwrap();
+            Row { conversation: name(number), position: 1, id: turn.id, at: turn.at, person: turn.person(), value }
+        });
+        history.upsert(rows.collect()).await.unwrap();
+        let delete = format!("DELETE /v1/people/websocket%3Aann HTTP/1.1\r\nHost: {}", running.http());
+        let (status, receipt) = ask(&running, &delete).await;
+        assert_eq!(status, 200, "{receipt}");
+        assert!(receipt.contains(&format!("\"turns\":{CONVERSATIONS}")) && !receipt.contains("pending"), "{receipt}");
+        for number in 0..CONVERSATIONS {
+            let newest = history.turns(&name(number), Page::Before(None), 1).await.unwrap();
+            let turn: schemas::Turn = codec.decode(&newest[0].value).unwrap();
+            assert!(turn.is_erasure(), "{turn:?}");
+        }
+        assert!(running.stop().await.drained);
+    }
+
     /// A turn of a long conversation, as the history writer remembers it.
     fn remembered(position: i64) -> schemas::Turn {
         let provenance =

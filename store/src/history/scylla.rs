@@ -105,6 +105,7 @@ struct Statements {
     days: PreparedStatement,
     said: PreparedStatement,
     conversations_of: PreparedStatement,
+    some_conversations_of: PreparedStatement,
     erase_bucket: PreparedStatement,
     erase_turn: PreparedStatement,
     erase_position: PreparedStatement,
@@ -170,6 +171,7 @@ impl Scylla {
             days: prepare("SELECT day FROM {}.days WHERE all_days = 0 AND day <= ?").await?,
             said: prepare("SELECT position, at, person FROM {}.turns WHERE conversation = ? AND bucket = ?").await?,
             conversations_of: prepare("SELECT conversation FROM {}.people WHERE person = ?").await?,
+            some_conversations_of: prepare("SELECT conversation FROM {}.people WHERE person = ? LIMIT ?").await?,
             erase_bucket: prepare("DELETE FROM {}.turns WHERE conversation = ? AND bucket = ?").await?,
             erase_turn: prepare("DELETE FROM {}.turns WHERE conversation = ? AND bucket = ? AND position = ?").await?,
             erase_position: prepare("DELETE last_position FROM {}.heads USING TIMESTAMP ? WHERE conversation = ?").await?,
@@ -509,9 +511,11 @@ impl Scylla {
     }
 
     /// See [`super::History::conversations_of`].
-    pub(super) async fn conversations_of(&self, person: &str) -> Result<Vec<String>, HistoryError> {
-        let found = self.0.keyspace.read::<(String,)>(&self.0.statements.conversations_of, (person,)).await?;
-        Ok(found.into_iter().take(PAGE_MAX).map(|(conversation,)| conversation).collect())
+    pub(super) async fn conversations_of(&self, person: &str, limit: usize) -> Result<Vec<String>, HistoryError> {
+        let statement = &self.0.statements.some_conversations_of;
+        let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+        let found = self.0.keyspace.read::<(String,)>(statement, (person, limit)).await?;
+        Ok(found.into_iter().map(|(conversation,)| conversation).collect())
     }
 
     /// See [`super::History::memories`].

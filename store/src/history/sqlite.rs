@@ -237,7 +237,7 @@ impl Sqlite {
     }
 
     /// See [`super::History::conversations_of`].
-    pub(super) async fn conversations_of(&self, person: &str) -> Result<Vec<String>, HistoryError> {
+    pub(super) async fn conversations_of(&self, person: &str, limit: usize) -> Result<Vec<String>, HistoryError> {
         let person = person.to_owned();
         self.database
             .read(move |transaction| {
@@ -246,7 +246,7 @@ impl Sqlite {
                      JOIN conversations ON conversations.number = people.conversation
                      WHERE person = ?1 ORDER BY last_at DESC LIMIT ?2",
                 )?;
-                let names = statement.query_map(params![person, PAGE_MAX], |row| row.get(0))?;
+                let names = statement.query_map(params![person, limit], |row| row.get(0))?;
                 Ok(names.collect::<Result<_, _>>()?)
             })
             .await

@@ -39,6 +39,21 @@ pub struct Reject {
     pub raw: Vec<u8>,
 }
 
+/// The detail of a reject whose input was forgotten: of that nothing is left.
+pub const FORGOTTEN: &str = "what was rejected was forgotten";
+
+impl Reject {
+    /// What is left of it when its input was forgotten: when it was rejected, and why as a word.
+    pub fn forgotten(self) -> Reject {
+        Reject { detail: FORGOTTEN.to_owned(), headers: Vec::new(), raw: Vec::new(), ..self }
+    }
+
+    /// Whether only that is left of it.
+    pub fn is_forgotten(&self) -> bool {
+        self.raw.is_empty() && self.detail == FORGOTTEN
+    }
+}
+
 /// The header that numbers the tries of a record that was driven in again: 2 for the first time.
 pub const ATTEMPT_HEADER: &str = "undertone-attempt";
 

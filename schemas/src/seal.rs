@@ -8,7 +8,7 @@
 //! so it comes nowhere near the 2^32 values that the standard allows. The key's id is bound to what it sealed.
 //!
 //! Layout of the field: nonce (12 bytes), ciphertext with its tag (16), length of these in 4 bytes (big endian), id of the
-//! key (16), [`MAGIC`]. It is the last field of the last version of the schema, so it is found from the end of the value.
+//! key (16), and 8 bytes that say `UTsealed`. It is the last field of the last version of the schema, so it is found from the end of the value.
 //!
 //! Left out: where keys are kept and destroyed (`store::keys`).
 

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use schemas::{Codec, Erasure, Feedback, Reply, Turn, topic};
+use schemas::{Codec, Erasure, Feedback, Reject, Reply, Turn, topic};
 
 use crate::log::{Admin, From, Kafka, LogError, Tail};
 
@@ -77,6 +77,33 @@ impl Erasures {
             || person().is_some_and(|person| self.has_person(&person, feedback.received_at))
     }
 
+    /// Whether the input of a reject was forgotten: as the turn that it is, or, where it is none, with the conversation that
+    /// the reject names.
+    pub fn covers_reject(&self, codec: &Codec, reject: &Reject) -> bool {
+        match codec.read::<Turn>(&reject.raw) {
+            Ok(turn) => self.has_words(&turn),
+            Err(_) => {
+                let key = reject.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
+                !reject.raw.is_empty() && key.is_some_and(|conversation| self.has_conversation(conversation, reject.at))
+            }
+        }
+    }
+
+    /// Whether a record of a conversation that was forgotten has this key.
+    pub fn has_key(&self, key: Option<&[u8]>) -> bool {
+        let key = key.and_then(|key| std::str::from_utf8(key).ok());
+        key.is_some_and(|conversation| self.conversations.contains_key(conversation))
+    }
+
+    /// Whether a turn of the log, as it stands there, was forgotten and has words still. Of one that is sealed its words are
+    /// not asked: what is covered goes, with or without a key.
+    pub fn has_words(&self, turn: &Turn) -> bool {
+        match turn.sealed {
+            Some(_) => self.covers_place(turn),
+            None => self.covers(turn) && !turn.is_forgotten(),
+        }
+    }
+
     fn has_conversation(&self, conversation: &str, received_at: i64) -> bool {
         self.conversations.get(conversation).is_some_and(|at| received_at <= *at)
     }
@@ -94,7 +121,7 @@ impl Erasures {
     }
 
     /// Whether a turn was forgotten by itself or with its conversation: that can be told of one that is sealed.
-    pub fn covers_place(&self, turn: &Turn) -> bool {
+    fn covers_place(&self, turn: &Turn) -> bool {
         self.has_conversation(&turn.conversation, turn.received_at)
             || !self.turns.is_empty() && self.turns.contains(&turn.id.to_string())
     }

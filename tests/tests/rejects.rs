@@ -170,7 +170,8 @@ async fn what_was_sealed_stays_sealed_and_what_was_not_is_sealed_on_its_way() {
     let (stays, goes) = (keys.current("a", "", 0).await.unwrap(), keys.current("b", "", 0).await.unwrap());
     let sealed = |turn: &Turn, key| Reject { raw: log.codec.seal(turn, key).unwrap(), ..reject_of(&log, turn) };
     let update = br#"{"update_id":7,"message":{"message_id":1,"date":1700000000,"chat":{"id":5,"type":"private"},"text":"a secret"}}"#;
-    let rejects = [sealed(&said, &stays), sealed(&forgotten, &goes), reject_of_intake(update)];
+    let gone = reject_of_intake(b"it was at fault").forgotten();
+    let rejects = [sealed(&said, &stays), sealed(&forgotten, &goes), reject_of_intake(update), gone];
     write(&log, &rejects).await;
     keys.destroy("b", &[goes.id]).await.unwrap();
 
@@ -191,8 +192,8 @@ async fn what_was_sealed_stays_sealed_and_what_was_not_is_sealed_on_its_way() {
         }
     };
     let report = tokio::time::timeout(PATIENCE, run.go(taken, async |_| {})).await.expect("in time").unwrap();
-    assert_eq!((report.redriven, refused.len()), (2, 1), "{report:?}");
-    assert!(refused[0].0 == forgotten.id && refused[0].1.contains("forgotten"), "{refused:?}");
+    assert_eq!((report.redriven, refused.len()), (2, 2), "{report:?}");
+    assert!(refused[0].0 == forgotten.id && refused.iter().all(|(_, why)| why.contains("forgotten")), "{refused:?}");
     let written = committed(&log, TURNS_RECEIVED).await;
     assert_eq!(written[0].value, Some(rejects[0].raw.clone()));
     let value = written[1].value.as_deref().unwrap();

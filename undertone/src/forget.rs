@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::config::{Cache, Config, StoreKind};
 use crate::health::Health;
+use crate::rejects::Reader;
 use crate::up::{Databases, eraser};
 
 /// Source of the turns that say that something was forgotten.
@@ -35,6 +36,8 @@ const GONE_OVER_WITHIN: Duration = Duration::from_secs(5);
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// Conversations of a person that are forgotten in one call.
 const CONVERSATIONS_MAX: usize = 100_000;
+/// Rejects that are looked at; where there are more, the receipt says when retention takes them.
+const REJECTS_LOOKED_AT_MAX: u64 = 10_000;
 /// Newest turns of a conversation among which the one that says so is looked for.
 const NEWEST: usize = 20;
 /// What brokers wait for at most until they begin another segment, where they do not tell.
@@ -84,7 +87,8 @@ impl Forgetting {
         let again = append(&producer, list()).await?;
         let gone_over = self.gone_over(&again).await?.map(|gone_over| gone_over && came_through);
         let destroyed = self.destroy(&retired).await.context("destroy keys: ask again")?;
-        let places = self.places(now, came_through, gone_over, destroyed).await?;
+        let rejects_tell = gone_over == Some(true) && self.rejects_tell(what).await.context("look at the rejects")?;
+        let places = self.places(now, came_through, gone_over, rejects_tell, destroyed).await?;
         let conversations = found.conversations.into_iter().collect();
         Ok(Some(Receipt::new(id, envelope::rfc3339(now), found.what, turns, conversations, places)))
     }
@@ -222,12 +226,32 @@ impl Forgetting {
         }
     }
 
+    /// Whether every reject tells whose it is: then those that were forgotten are out of their topic as well. A turn does; other
+    /// inputs name their conversation, if any, and nobody else.
+    async fn rejects_tell(&self, what: Forget<'_>) -> anyhow::Result<bool> {
+        let codec = self.registry.codec();
+        let mut rejects = Reader::open(&self.kafka, codec).await?;
+        let mut looked_at = 0;
+        while let Some(found) = rejects.next().await? {
+            let reject = &found.reject;
+            let named = matches!(what, Forget::Conversation(_)) && reject.key.is_some();
+            looked_at += 1;
+            if looked_at > REJECTS_LOOKED_AT_MAX
+                || !(reject.raw.is_empty() || named || codec.read::<Turn>(&reject.raw).is_ok())
+            {
+                return Ok(false);
+            }
+        }
+        Ok(rejects.unreadable == 0)
+    }
+
     /// Every place that held the words, and how it stands.
     async fn places(
         &self,
         now: i64,
         came_through: bool,
         gone_over: Option<bool>,
+        rejects_tell: bool,
         destroyed: Option<i64>,
     ) -> anyhow::Result<Vec<Held>> {
         let mut places = Vec::new();
@@ -285,7 +309,7 @@ impl Forgetting {
                 }
             }
         }
-        places.extend(self.topics(now, gone_over, destroyed).await?);
+        places.extend(self.topics(now, gone_over, rejects_tell, destroyed).await?);
         let days = i64::from(self.config.privacy.backups_days);
         places.push(match days {
             0 => Held::erased("backups: none are kept"),
@@ -296,10 +320,16 @@ impl Forgetting {
 
     /// The topics that hold words. Where nobody goes over them, a record goes with its segment, when that is as old as the
     /// retention.
-    async fn topics(&self, now: i64, gone_over: Option<bool>, destroyed: Option<i64>) -> anyhow::Result<Vec<Held>> {
+    async fn topics(
+        &self,
+        now: i64,
+        gone_over: Option<bool>,
+        rejects_tell: bool,
+        destroyed: Option<i64>,
+    ) -> anyhow::Result<Vec<Held>> {
         let admin = Admin::connect(&self.kafka)?;
         let known = admin.topics().await.context("ask for the topics")?;
-        let has_words = |state: &&TopicState| eraser::goes_over(&state.name) || state.name == topic::REJECTS;
+        let has_words = |state: &&TopicState| eraser::goes_over(&state.name);
         let (mut empty, mut sealed) = (BTreeSet::new(), BTreeSet::new());
         for state in known.iter().filter(has_words) {
             let extent = admin.offsets(&state.name).await.context("ask how far topics reach")?;
@@ -318,13 +348,13 @@ impl Forgetting {
             .filter(has_words)
             .map(|state| {
                 let place = format!("log segments of {}", state.name);
-                match gone_over.filter(|_| state.name != topic::REJECTS) {
-                    Some(true) => return Held::erased(&place),
+                match gone_over {
+                    Some(true) if state.name != topic::REJECTS || rejects_tell => return Held::erased(&place),
                     Some(false) => {
                         return Held::pending(&place, "the broker has not gone over it yet; it goes on by itself");
                     }
-                    None if empty.contains(state.name.as_str()) => return Held::erased(&place),
-                    None => {}
+                    _ if empty.contains(state.name.as_str()) => return Held::erased(&place),
+                    _ => {}
                 }
                 let retention = number(state, "retention.ms").filter(|retention| *retention >= 0);
                 let segment = number(state, "segment.ms").unwrap_or(SEGMENT_MS);

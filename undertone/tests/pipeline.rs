@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
+use store::log::{Kafka, Producer, ProducerLimits, Record};
 use tests::Server;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::Message;
@@ -183,6 +184,17 @@ async fn what_was_forgotten_is_gone_everywhere_and_does_not_come_back() {
     let mut config = configured(&server);
     config.privacy.backups_days = 0;
     let (embedded, running) = (config.is_embedded(), started(config.clone()).await);
+    if embedded {
+        // It is rejected, and the reject names the conversation by its key.
+        let kafka = Kafka { bootstrap: running.kafka().to_owned(), ..Kafka::default() };
+        let at_fault = Record {
+            topic: schemas::topic::TURNS_RECEIVED.to_owned(),
+            key: Some(b"room".to_vec()),
+            value: Some(b"no turn, but marzipan".to_vec()),
+            ..Record::default()
+        };
+        Producer::connect(&kafka, &ProducerLimits::default()).unwrap().append(at_fault).await.unwrap();
+    }
     converse(&running, "room", &["the password of the old vault is marzipan", "nobody else knows about the marzipan"])
         .await;
     converse(&running, "hall", &["the train to the mountains was late again"]).await;
@@ -192,6 +204,7 @@ async fn what_was_forgotten_is_gone_everywhere_and_does_not_come_back() {
     if embedded {
         let holding = holding(server.folder(), WORD);
         assert!(holding.iter().any(|name| name.ends_with(".log")), "the search finds what is there: {holding:?}");
+        assert!(holding.iter().any(|name| name.contains(schemas::topic::REJECTS)), "{holding:?}");
     }
     let delete = format!("DELETE /v1/conversations/room HTTP/1.1\r\nHost: {}", running.http());
     let (status, receipt) = ask(&running, &delete).await;

@@ -187,6 +187,9 @@ impl Run<'_> {
     fn outcome(&self, found: &Found, erasures: &Erasures) -> anyhow::Result<(Outcome, Vec<Record>)> {
         let reject = &found.reject;
         let refused = |why: String| Ok((Outcome::Refused(why), Vec::new()));
+        if reject.is_forgotten() {
+            return refused(FORGOTTEN.to_owned());
+        }
         if reject.attempt >= self.bounds.attempts_max {
             let why = format!(
                 "tried {} times: find out why it is rejected, then raise [rejects] attempts_max or --attempts-max",

@@ -3,13 +3,13 @@
 //! Reads the list of erasures as a consumer group, and takes the words out of the records that they cover: of a turn its id, its
 //! place and its times are left, so that positions and offsets are as they were. Promises: what the group has committed was
 //! gone over, in every record that was in the log then; nothing is committed before that is on the disk. It reads whole topics,
-//! once for all erasures that wait. Leaves out: rejects, whose bytes may be anything, and records that cannot be read.
+//! once for all erasures that wait. Leaves out: inputs at fault that do not tell whose they are.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use broker::{Replace, Rewriter};
-use schemas::{Codec, Erasure, Feedback, Reply, Turn, topic};
+use schemas::{Codec, Erasure, Feedback, Reject, Reply, Turn, topic};
 use store::erasures::Erasures;
 use store::log::{Admin, GroupReader, Kafka, LogError};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ const WAIT: Duration = Duration::from_secs(1);
 
 /// Whether records of a topic are gone over.
 pub(crate) fn goes_over(name: &str) -> bool {
-    name.starts_with("undertone.turns.") || [topic::REPLIES, topic::FEEDBACK].contains(&name)
+    name.starts_with("undertone.turns.") || [topic::REPLIES, topic::FEEDBACK, topic::REJECTS].contains(&name)
 }
 
 /// Runs until it is told to end.
@@ -103,19 +103,20 @@ fn without(topic: &str, codec: Arc<Codec>, erasures: Arc<Erasures>) -> Arc<Repla
             let has_words = erasures.covers_reply(&reply) && !reply.text.is_empty();
             has_words.then(|| codec.encode(&Reply { text: String::new(), ..reply }).expect(FITS))
         }),
+        topic::REJECTS => Arc::new(move |_, value| {
+            let reject = codec.decode::<Reject>(value).ok()?;
+            let has_words = erasures.covers_reject(&codec, &reject);
+            has_words.then(|| codec.encode(&reject.forgotten()).expect(FITS))
+        }),
         topic::FEEDBACK => Arc::new(move |_, value| {
             let feedback = codec.decode::<Feedback>(value).ok()?;
             let tells = erasures.covers_feedback(&feedback) && feedback.sender.is_some();
             tells.then(|| codec.encode(&Feedback { sender: None, reactions: Vec::new(), ..feedback }).expect(FITS))
         }),
-        _ => Arc::new(move |_, value| {
-            let turn = codec.read::<Turn>(value).ok()?;
-            let has_words = match turn.sealed {
-                // What its words are is not asked: what is covered goes, with or without a key.
-                Some(_) => erasures.covers_place(&turn),
-                None => erasures.covers(&turn) && !turn.is_forgotten(),
-            };
-            has_words.then(|| codec.encode(&turn.forgotten()).expect(FITS))
+        _ => Arc::new(move |key, value| match codec.read::<Turn>(value) {
+            Ok(turn) => erasures.has_words(&turn).then(|| codec.encode(&turn.forgotten()).expect(FITS)),
+            // What is no turn was rejected; the reject has it, as long as that is not forgotten either.
+            Err(_) => (erasures.has_key(key) && !value.is_empty()).then(Vec::new),
         }),
     }
 }

@@ -11,6 +11,8 @@ const COMMON_ACT = "inform"; // goes without saying
 const TURNING = { escalating: "tension rises", relieved: "relief" };
 // Words that were found, nothing that is known of who said them.
 const FLAGS = { self_harm_words: "words of self-harm lately: please look" };
+// Kinds of turns that nobody said.
+const FORGOTTEN = { erasure: "something said before was forgotten", forgotten: "forgotten" };
 const RETRY_FIRST_MS = 250;
 const RETRY_LONGEST_MS = 5000;
 const LIST_EVERY_MS = 5000;
@@ -73,6 +75,7 @@ function bars(emotion) {
 }
 
 function bubble(turn) {
+  if (turn.kind in FORGOTTEN) return element("li", "turn gone", FORGOTTEN[turn.kind]);
   const who = speaker(turn);
   if (!speakers.includes(who)) speakers.push(who);
   const item = element("li", speakers.indexOf(who) % 2 ? "turn other" : "turn");
@@ -83,10 +86,6 @@ function bubble(turn) {
   head.append(element("strong", "", who), time);
   if (turn.consent) {
     item.append(head, element("p", "none", turn.consent.granted ? "agrees to be profiled in this conversation" : "no longer agrees to be profiled"));
-    return item;
-  }
-  if (turn.kind === "erasure" || turn.kind === "forgotten") {
-    item.append(head, element("p", "none", turn.kind === "erasure" ? "something said before was forgotten" : "forgotten"));
     return item;
   }
   item.append(head, element("p", "text", turn.text));

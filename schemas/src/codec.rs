@@ -119,7 +119,8 @@ pub enum DecodeError {
     /// It is sealed by a key that is not at hand.
     #[error(
         "the turn is sealed by key {0}, which the store of keys does not have: set [privacy] crypto_shred = true, see that \
-         it is the store that sealed it, or restore that, and redrive the turn"
+         it is the store that sealed it, or restore that; then redrive the turn, or let `undertone history verify --mend` \
+         write it"
     )]
     Locked(Uuid),
 }

@@ -89,6 +89,11 @@ impl Erasures {
         }
     }
 
+    /// Whether a person was forgotten before.
+    pub fn knows_person(&self, person: &str) -> bool {
+        self.people.contains_key(person)
+    }
+
     /// Whether a record of a conversation that was forgotten has this key.
     pub fn has_key(&self, key: Option<&[u8]>) -> bool {
         let key = key.and_then(|key| std::str::from_utf8(key).ok());

@@ -151,6 +151,28 @@ impl Keys {
         Ok(Retired { ids, until })
     }
 
+    /// Conversations in which a person has a key that is not destroyed; at most `limit`.
+    ///
+    /// # Errors
+    /// The store could not serve.
+    pub async fn conversations_of(&self, person: &str, limit: usize) -> Result<Vec<String>, DatabaseError> {
+        match &self.backend {
+            Backend::Sqlite(keys) => keys.conversations_of(person, limit).await,
+            Backend::Scylla(keys) => keys.conversations_of(person, limit).await,
+        }
+    }
+
+    /// Notes that turns are not sealed any more: should they be again, there are keys since then.
+    ///
+    /// # Errors
+    /// The store could not serve.
+    pub async fn lapse(&self) -> Result<(), DatabaseError> {
+        match &self.backend {
+            Backend::Sqlite(keys) => keys.lapse().await,
+            Backend::Scylla(keys) => keys.lapse().await,
+        }
+    }
+
     /// Destroys keys of a conversation. What they sealed cannot be read any more, wherever it is; a process that has a key
     /// in its memory lets go of it within a minute.
     ///
@@ -165,7 +187,8 @@ impl Keys {
         Ok(())
     }
 
-    /// Since when there are keys, in milliseconds since the Unix epoch: what was written before is not sealed.
+    /// Since when there are keys, in milliseconds since the Unix epoch: what was written before is not sealed. Now, where turns
+    /// are not sealed any more.
     ///
     /// # Errors
     /// The store could not serve.

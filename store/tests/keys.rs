@@ -54,6 +54,33 @@ async fn each_person_in_each_conversation_has_a_key_that_every_process_finds() {
 }
 
 #[tokio::test]
+async fn a_person_s_conversations_are_those_with_a_key_and_a_gap_is_remembered() {
+    let place = Place::new();
+    let keys = place.open().await;
+    for conversation in ["room", "hall"] {
+        keys.current(conversation, "ann", 1000).await.unwrap();
+    }
+    keys.current("loft", "bob", 1000).await.unwrap();
+    let of_ann = async || {
+        let mut of = keys.conversations_of("ann", 10).await.unwrap();
+        of.sort();
+        of
+    };
+    assert_eq!(of_ann().await, ["hall", "room"]);
+    let Retired { ids, until } = keys.retire("room", Some("ann"), 5000).await.unwrap();
+    let again = place.open().await.current("room", "ann", until).await.unwrap();
+    keys.destroy("room", &ids).await.unwrap();
+    assert_eq!(of_ann().await, ["hall", "room"], "there is another key by now");
+    keys.destroy("room", &[again.id]).await.unwrap();
+    assert_eq!(of_ann().await, ["hall"]);
+
+    let first = keys.since().await.unwrap();
+    keys.lapse().await.unwrap();
+    let later = place.open().await.since().await.unwrap();
+    assert!(later >= first && place.open().await.since().await.unwrap() == later, "it counts from the next time on");
+}
+
+#[tokio::test]
 async fn a_retired_key_seals_what_was_taken_before_and_nothing_else() {
     let place = Place::new();
     let (one, other) = (place.open().await, place.open().await);

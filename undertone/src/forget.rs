@@ -7,14 +7,15 @@
 //! takes is told with its date. Left out: words that others quote, and what left through streams and topics.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use api::memories::{Forget, Held, Receipt};
 use schemas::erasure::ERASURE;
 use schemas::{Codec, Envelope, Erasure, Kind, Turn, envelope, topic, turn_id};
-use store::erasures::TURNS_MAX;
-use store::history::{History, Page};
+use store::erasures::{Erasures, TURNS_MAX};
+use store::history::{History, Page, writer};
 use store::log::{Admin, Kafka, Place, Producer, ProducerLimits, Record, TopicState};
 use store::registry::Registry;
 use uuid::Uuid;
@@ -83,6 +84,9 @@ impl Forgetting {
         let marks = found.conversations.iter().map(|conversation| mark(codec, conversation, id, now));
         let marked = append(&producer, marks.collect()).await?;
         let came_through = self.wait(last_of_each_partition(&found.conversations, &marked), id).await;
+        // What was under way then, in conversations of which nothing was known, has been kept since.
+        tokio::time::sleep(writer::LOOK_FOR_ERASURES_EVERY).await;
+        let turns = turns + self.erase_before(what, &found).await.context("erase in the history")?;
         // Once more behind what was under way: who goes over the log for it goes over that as well.
         let again = append(&producer, list()).await?;
         let gone_over = self.gone_over(&again).await?.map(|gone_over| gone_over && came_through);
@@ -130,13 +134,20 @@ impl Forgetting {
                 positions: Vec::new(),
             }),
             Forget::Person(person) => {
-                let conversations = history.conversations_of(person, CONVERSATIONS_MAX + 1).await?;
+                let mut conversations = history.conversations_of(person, CONVERSATIONS_MAX + 1).await?;
+                if let Some(keys) = self.registry.keys() {
+                    // Those too that the history has not written yet.
+                    conversations.extend(keys.conversations_of(person, CONVERSATIONS_MAX + 1).await?);
+                }
+                let conversations: BTreeSet<String> = conversations.into_iter().collect();
                 anyhow::ensure!(
                     conversations.len() <= CONVERSATIONS_MAX,
                     "{person} spoke in more than {CONVERSATIONS_MAX} conversations: forget some of these whole, then ask again"
                 );
-                let conversations: BTreeSet<String> = conversations.into_iter().collect();
-                (!conversations.is_empty()).then(|| Found {
+                // Who was forgotten before may be asked for again, for another receipt.
+                let is_known = !conversations.is_empty()
+                    || Erasures::read(&self.kafka, self.registry.codec()).await?.knows_person(person);
+                is_known.then(|| Found {
                     what: format!("person {person}"),
                     conversations,
                     erasures: vec![erasure(None, Some(person), Vec::new())],
@@ -191,6 +202,14 @@ impl Forgetting {
         })
     }
 
+    /// Erases of a person once more; the turns that say so stay.
+    async fn erase_before(&self, what: Forget<'_>, found: &Found) -> anyhow::Result<u64> {
+        match what {
+            Forget::Person(_) => self.erase(what, found).await,
+            Forget::Memory { .. } | Forget::Room { .. } | Forget::Conversation(_) => Ok(0),
+        }
+    }
+
     /// Waits until the turns that say so are in the history: then the processors have let go, and the writer has passed
     /// what was under way. A partition is kept in its order, so the last one of each is looked for. Whether they all are.
     async fn wait(&self, conversations: Vec<&str>, id: Uuid) -> bool {
@@ -224,6 +243,18 @@ impl Forgetting {
                 () => tokio::time::sleep(ASK_EVERY).await,
             }
         }
+    }
+
+    /// Replays whose contexts are on this machine.
+    fn replays(&self) -> anyhow::Result<Vec<(String, PathBuf)>> {
+        let folder = self.config.data.dir.join("replays");
+        if !folder.is_dir() {
+            return Ok(Vec::new());
+        }
+        let entries = std::fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
+        let entries =
+            entries.map(|entry| entry.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())));
+        Ok(entries.collect::<Result<_, _>>()?)
     }
 
     /// Whether every reject tells whose it is: then those that were forgotten are out of their topic as well. A turn does; other
@@ -289,6 +320,11 @@ impl Forgetting {
             StoreKind::Scylla => {
                 places.push(Held::expires("contexts: files of the CQL server", envelope::rfc3339(now + GRACE_MS)));
             }
+        }
+        for (name, folder) in self.replays()? {
+            let why =
+                format!("a replay has contexts of its own: remove {} when it is not needed any more", folder.display());
+            places.push(Held::pending(&format!("contexts of the replay {name}"), &why));
         }
         if self.config.context.cache == Cache::Redis {
             let until = now + self.config.redis.time_to_live_seconds as i64 * 1000;

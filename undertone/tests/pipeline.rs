@@ -326,6 +326,9 @@ async fn words_that_were_sealed_are_gone_with_their_keys_and_the_others_are_read
         let (status, receipt) = ask(&running, &head).await;
         assert_eq!(status, 200, "{receipt}");
         assert!(receipt.contains("key_destroyed"), "{receipt}");
+        // Asked again it answers again, and of nobody else.
+        assert_eq!(ask(&running, &head).await.0, 200);
+        assert_eq!(ask(&running, &head.replace("ann", "nobody")).await.0, 404);
         converse_from(&running, "hall", &["b", "c", "a new day"], 2).await;
         kept(&running, "hall", 2).await;
         assert!(running.stop().await.drained);

@@ -128,7 +128,7 @@ fn head(pieces: &Pieces, wishes: &Wishes, about: &[Vec<u32>]) -> Vec<u32> {
 
 /// What is added to the logit of the piece that begins a word to be about, and of the one with which a begun word almost surely goes on: a
 /// bag of words pulls at the decoder, as in Dathathri et al. (2020), but at its outputs.
-const BEGIN: f32 = 5.0;
+const BEGIN: f32 = 5.5;
 const GO_ON: f32 = 16.0;
 
 /// Makes the words to be about likelier, each until it is said.

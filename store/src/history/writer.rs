@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::{History, HistoryError, Kept, Memory, PAGE_MAX, Page, Row};
 use crate::erasures::Erasures;
-use crate::log::{AppendError, GroupReader, Joining, Kafka, LogError, Message, Producer, Record};
+use crate::log::{Admin, AppendError, GroupReader, Joining, Kafka, LogError, Message, Producer, Record};
 use crate::registry::{Registry, RegistryError};
 use crate::{Pauses, Waiting};
 
@@ -93,6 +93,9 @@ impl WriterError {
     }
 }
 
+/// How often it looks whether more was forgotten; besides it is told, by a turn in each conversation that was known then.
+pub const LOOK_FOR_ERASURES_EVERY: Duration = Duration::from_millis(250);
+
 /// Runs the role until `shutdown`; then what was read is kept and committed, and the group is left.
 ///
 /// # Errors
@@ -110,6 +113,9 @@ pub async fn run(
     config.waiting.clear();
     let mut reader = GroupReader::join_with(&config.kafka, &config.group, topic::TURNS_ENRICHED, &joining)?;
     let mut writer = Writer {
+        admin: Admin::connect(&config.kafka)?,
+        listed: BTreeMap::new(),
+        looked: Instant::now(),
         codec: Arc::clone(config.registry.codec()),
         meters: Meters::new(meter),
         spans,
@@ -138,6 +144,11 @@ struct Writer {
     meters: Meters,
     spans: Spans,
     erasures: Erasures,
+    /// Asks how far the list of these reaches.
+    admin: Admin,
+    /// How far it reached, and when it was asked.
+    listed: BTreeMap<i32, i64>,
+    looked: Instant,
 }
 
 impl Writer {
@@ -188,7 +199,7 @@ impl Writer {
         let values = batch.iter().filter_map(|message| message.value.as_deref());
         self.config.registry.know::<Turn>(values, shutdown).await?;
         let waiting = Arc::clone(&self.config.waiting);
-        if batch.iter().any(|message| self.says_so(message)) {
+        if batch.iter().any(|message| self.says_so(message)) || self.has_news().await {
             self.learn(&waiting, shutdown).await?;
         }
         let Sorted { rows, memories, marks, rejects } = self.sort(batch);
@@ -236,6 +247,20 @@ impl Writer {
         let value = message.value.as_deref().unwrap_or_default();
         let has_word = value.windows(ERASURE.len()).any(|part| part == ERASURE.as_bytes());
         has_word && self.codec.decode::<Turn>(value).is_ok_and(|turn| turn.is_erasure())
+    }
+
+    /// Whether the list of what was forgotten has grown since it was read. Asked now and then, for conversations in which
+    /// nothing says so: those that were not known when it was asked for. What is not answered is asked again.
+    async fn has_news(&mut self) -> bool {
+        if self.looked.elapsed() < LOOK_FOR_ERASURES_EVERY {
+            return false;
+        }
+        self.looked = Instant::now();
+        let Ok(extent) = self.admin.offsets(topic::ERASURES).await else { return false };
+        let ends: BTreeMap<i32, i64> = extent.into_iter().map(|(partition, (_, end))| (partition, end)).collect();
+        let has_news = self.listed != ends;
+        self.listed = ends;
+        has_news
     }
 
     /// Reads what was forgotten.

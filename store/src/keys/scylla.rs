@@ -1,8 +1,8 @@
 //! Keys on a CQL server.
 //!
 //! - `keys`: a key by its id; of one that was destroyed the row stays, without it.
-//! - `keys_of`: the keys of a conversation, for whoever seals, and for erasure. It is written after the key: an id that is
-//!   found here has one. Two processes may make a key for the same place at once: both seal, and both are destroyed.
+//! - `keys_of`: the keys of a conversation, for whoever seals, and for erasure; `keys_of_person`: in which conversations a
+//!   person has some. They are written after the key: an id that is found here has one. Two processes may make a key for the same place at once: both seal, and both are destroyed.
 //!
 //! What was destroyed stays in the server's files for as long as they keep what was deleted (`gc_grace_seconds`, and until
 //! a compaction).
@@ -26,6 +26,7 @@ static TABLES: Tables = Tables {
         "CREATE TABLE IF NOT EXISTS {}.keys_of (
             conversation text, person text, id uuid, until bigint, PRIMARY KEY (conversation, person, id)
         )",
+        "CREATE TABLE IF NOT EXISTS {}.keys_of_person (person text, conversation text, PRIMARY KEY (person, conversation))",
         "CREATE TABLE IF NOT EXISTS {}.keys_since (all_keys int PRIMARY KEY, at bigint)",
     ]],
 };
@@ -43,6 +44,10 @@ struct Inner {
     of_place: PreparedStatement,
     of_conversation: PreparedStatement,
     put_place: PreparedStatement,
+    put_person: PreparedStatement,
+    of_person: PreparedStatement,
+    erase_person: PreparedStatement,
+    lapse: PreparedStatement,
     retire: PreparedStatement,
     erase_place: PreparedStatement,
     since: PreparedStatement,
@@ -62,6 +67,10 @@ impl Scylla {
             of_place: prepare("SELECT id, until FROM {}.keys_of WHERE conversation = ? AND person = ?").await?,
             of_conversation: prepare("SELECT person, id, until FROM {}.keys_of WHERE conversation = ?").await?,
             put_place: prepare("INSERT INTO {}.keys_of (conversation, person, id) VALUES (?, ?, ?)").await?,
+            put_person: prepare("INSERT INTO {}.keys_of_person (person, conversation) VALUES (?, ?)").await?,
+            of_person: prepare("SELECT conversation FROM {}.keys_of_person WHERE person = ? LIMIT ?").await?,
+            erase_person: prepare("DELETE FROM {}.keys_of_person WHERE person = ? AND conversation = ?").await?,
+            lapse: prepare("DELETE FROM {}.keys_since WHERE all_keys = 0 IF EXISTS").await?,
             retire: prepare("UPDATE {}.keys_of SET until = ? WHERE conversation = ? AND person = ? AND id = ?").await?,
             erase_place: prepare("DELETE FROM {}.keys_of WHERE conversation = ? AND person = ? AND id = ?").await?,
             since: prepare("SELECT at FROM {}.keys_since WHERE all_keys = 0").await?,
@@ -84,6 +93,7 @@ impl Scylla {
     pub(super) async fn put(&self, conversation: &str, person: &str, key: &Key) -> Result<(), DatabaseError> {
         let inner = &self.0;
         inner.keyspace.write(&inner.put, (key.id, &key.secret[..])).await?;
+        inner.keyspace.write(&inner.put_person, (person, conversation)).await?;
         inner.keyspace.write(&inner.put_place, (conversation, person, key.id)).await
     }
 
@@ -115,16 +125,38 @@ impl Scylla {
     }
 
     pub(super) async fn destroy(&self, conversation: &str, ids: &[Uuid]) -> Result<(), DatabaseError> {
-        for (person, id, _) in self.of(conversation).await?.into_iter().filter(|(_, id, _)| ids.contains(id)) {
+        let mut left: Vec<String> = Vec::new();
+        let mut gone: Vec<String> = Vec::new();
+        for (person, id, _) in self.of(conversation).await? {
+            if !ids.contains(&id) {
+                left.push(person);
+                continue;
+            }
             self.0.keyspace.write(&self.0.clear, (id,)).await?;
             self.0.keyspace.write(&self.0.erase_place, (conversation, &person, id)).await?;
+            gone.push(person);
+        }
+        // Whoever has spoken again since has another key here.
+        for person in gone.iter().filter(|person| !left.contains(person)) {
+            self.0.keyspace.write(&self.0.erase_person, (person, conversation)).await?;
         }
         Ok(())
     }
 
+    pub(super) async fn conversations_of(&self, person: &str, limit: usize) -> Result<Vec<String>, DatabaseError> {
+        let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+        let found = self.0.keyspace.read::<(String,)>(&self.0.of_person, (person, limit)).await?;
+        Ok(found.into_iter().map(|(conversation,)| conversation).collect())
+    }
+
+    pub(super) async fn lapse(&self) -> Result<(), DatabaseError> {
+        self.0.keyspace.write(&self.0.lapse, ()).await
+    }
+
     pub(super) async fn since(&self) -> Result<i64, DatabaseError> {
         let found = self.0.keyspace.read::<(i64,)>(&self.0.since, ()).await?;
-        found.first().map(|(at,)| *at).ok_or_else(|| DatabaseError::Other("the keys have no beginning".to_owned()))
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+        Ok(found.first().map_or(now, |(at,)| *at))
     }
 
     async fn of(&self, conversation: &str) -> Result<Vec<(String, Uuid, Option<i64>)>, DatabaseError> {

@@ -23,6 +23,7 @@ static LAYOUT: Layout = Layout {
             until INTEGER
         ) STRICT, WITHOUT ROWID;
         CREATE INDEX keys_by_place ON keys (conversation, person);
+        CREATE INDEX keys_by_person ON keys (person);
         CREATE TABLE since (at INTEGER NOT NULL) STRICT;"],
 };
 
@@ -93,6 +94,24 @@ impl Sqlite {
         retired.await
     }
 
+    pub(super) async fn conversations_of(&self, person: &str, limit: usize) -> Result<Vec<String>, DatabaseError> {
+        let person = person.to_owned();
+        let found = self.database.read(move |transaction| {
+            let mut statement = transaction.prepare_cached(
+                "SELECT DISTINCT conversation FROM keys WHERE person = ?1 AND secret IS NOT NULL LIMIT ?2",
+            )?;
+            let found: Result<Vec<_>, _> = statement.query_map(params![person, limit], |row| row.get(0))?.collect();
+            Ok::<_, DatabaseError>(found?)
+        });
+        found.await
+    }
+
+    pub(super) async fn lapse(&self) -> Result<(), DatabaseError> {
+        self.database
+            .write(|transaction| Ok::<_, DatabaseError>(transaction.execute("DELETE FROM since", []).map(drop)?))
+            .await
+    }
+
     pub(super) async fn destroy(&self, conversation: &str, ids: &[Uuid]) -> Result<(), DatabaseError> {
         let (conversation, ids) = (conversation.to_owned(), ids.to_vec());
         let destroyed = self.database.write(move |transaction| {
@@ -109,8 +128,9 @@ impl Sqlite {
     }
 
     pub(super) async fn since(&self) -> Result<i64, DatabaseError> {
-        let since = |transaction: &rusqlite::Transaction<'_>| {
-            Ok(transaction.query_row("SELECT min(at) FROM since", [], |row| row.get(0))?)
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+        let since = move |transaction: &rusqlite::Transaction<'_>| {
+            Ok(transaction.query_row("SELECT coalesce(min(at), ?1) FROM since", [now], |row| row.get(0))?)
         };
         self.database.read(since).await
     }

@@ -68,15 +68,32 @@ impl Databases {
 
     /// Opens the keys of sealed turns, if turns are sealed: where the history is.
     pub(crate) async fn keys(&self, config: &Config) -> anyhow::Result<Option<Keys>> {
-        if !config.privacy.crypto_shred {
-            return Ok(None);
+        const OPEN: &str = "open the keys of sealed turns (settings: [privacy], [history])";
+        let path = config.keys_path();
+        let is_there = path.exists();
+        match (config.history.kind, config.privacy.crypto_shred) {
+            (StoreKind::Sqlite, true) => {
+                if !is_there {
+                    let path = path.display();
+                    tracing::warn!(%path, "a new store of keys: if turns were sealed before, put that store back instead");
+                }
+                // More depends on a key than on a turn.
+                Keys::open(&path, Durability::Power).await.map(Some).context(OPEN)
+            }
+            (StoreKind::Scylla, true) => Keys::on_scylla(self.scylla(config).await?).await.map(Some).context(OPEN),
+            (_, false) => Ok(None),
         }
-        let keys = match config.history.kind {
-            // More depends on a key than on a turn.
-            StoreKind::Sqlite => Keys::open(&config.keys_path(), Durability::Power).await,
-            StoreKind::Scylla => Keys::on_scylla(self.scylla(config).await?).await,
-        };
-        keys.map(Some).context("open the keys of sealed turns (settings: [privacy], [history])")
+    }
+
+    /// Notes, where an intake that does not seal begins beside keys, that there is something from now on that they do not seal.
+    pub(super) async fn note_unsealed(&self, config: &Config) -> anyhow::Result<()> {
+        let path = config.keys_path();
+        if config.privacy.crypto_shred || config.history.kind != StoreKind::Sqlite || !path.exists() {
+            return Ok(());
+        }
+        tracing::warn!(path = %path.display(), "turns are not sealed any more, and those that were cannot be read");
+        let keys = Keys::open(&path, Durability::Power).await.context("open the keys of sealed turns")?;
+        keys.lapse().await.context("note that turns are not sealed any more")
     }
 
     /// Opens the contexts.

@@ -80,6 +80,9 @@ impl Given {
             return Ok(());
         }
         self.registry = super::registry::open(&self.config, &self.databases, &self.meter).await?;
+        if self.plays(Role::Ingest) {
+            Box::pin(self.databases.note_unsealed(&self.config)).await?;
+        }
         let registry = self.registry.clone();
         self.health.ask(super::registry::PART, move || {
             let what = "a record has a schema id that is not known yet, and the schema registry is away: see to it, or to \

@@ -15,7 +15,7 @@ use api::memories::{Forget, Held, Receipt};
 use schemas::erasure::ERASURE;
 use schemas::{Codec, Envelope, Erasure, Kind, Turn, envelope, topic, turn_id};
 use store::erasures::{Erasures, TURNS_MAX};
-use store::history::{History, Page, writer};
+use store::history::{History, PAGE_MAX, Page, Row, writer};
 use store::log::{Admin, Kafka, Place, Producer, ProducerLimits, Record, TopicState};
 use store::registry::Registry;
 use uuid::Uuid;
@@ -86,7 +86,7 @@ impl Forgetting {
         let came_through = self.wait(last_of_each_partition(&found.conversations, &marked), id).await;
         // What was under way then, in conversations of which nothing was known, has been kept since.
         tokio::time::sleep(writer::LOOK_FOR_ERASURES_EVERY).await;
-        let turns = turns + self.erase_before(what, &found).await.context("erase in the history")?;
+        let turns = turns + self.erase_late(what, &found).await.context("erase in the history")?;
         // Once more behind what was under way: who goes over the log for it goes over that as well.
         let again = append(&producer, list()).await?;
         let gone_over = self.gone_over(&again).await?.map(|gone_over| gone_over && came_through);
@@ -202,12 +202,24 @@ impl Forgetting {
         })
     }
 
-    /// Erases of a person once more; the turns that say so stay.
-    async fn erase_before(&self, what: Forget<'_>, found: &Found) -> anyhow::Result<u64> {
-        match what {
-            Forget::Person(_) => self.erase(what, found).await,
-            Forget::Memory { .. } | Forget::Room { .. } | Forget::Conversation(_) => Ok(0),
+    /// Erases what of a person was kept since, in conversations that nothing was known of, as far as the erasure covers it.
+    async fn erase_late(&self, what: Forget<'_>, found: &Found) -> anyhow::Result<u64> {
+        let Forget::Person(person) = what else { return Ok(0) };
+        let mut erasures = Erasures::default();
+        found.erasures.iter().for_each(|erasure| erasures.add(erasure.clone()));
+        let is_covered = |row: &Row| {
+            let turn = self.registry.codec().decode::<Turn>(&row.value);
+            turn.is_ok_and(|turn| erasures.covers(&turn))
+        };
+        let mut erased = 0;
+        for conversation in self.history.conversations_of(person, CONVERSATIONS_MAX).await? {
+            let newest = self.history.turns(&conversation, Page::Before(None), PAGE_MAX).await?;
+            let positions: Vec<i64> = newest.iter().filter(|row| is_covered(row)).map(|row| row.position).collect();
+            if !positions.is_empty() {
+                erased += self.history.erase_turns(&conversation, positions).await?;
+            }
         }
+        Ok(erased)
     }
 
     /// Waits until the turns that say so are in the history: then the processors have let go, and the writer has passed

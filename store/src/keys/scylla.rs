@@ -93,7 +93,10 @@ impl Scylla {
     pub(super) async fn put(&self, conversation: &str, person: &str, key: &Key) -> Result<(), DatabaseError> {
         let inner = &self.0;
         inner.keyspace.write(&inner.put, (key.id, &key.secret[..])).await?;
-        inner.keyspace.write(&inner.put_person, (person, conversation)).await?;
+        // Nobody is no key of a partition, and is not forgotten as a person either.
+        if !person.is_empty() {
+            inner.keyspace.write(&inner.put_person, (person, conversation)).await?;
+        }
         inner.keyspace.write(&inner.put_place, (conversation, person, key.id)).await
     }
 
@@ -137,7 +140,7 @@ impl Scylla {
             gone.push(person);
         }
         // Whoever has spoken again since has another key here.
-        for person in gone.iter().filter(|person| !left.contains(person)) {
+        for person in gone.iter().filter(|person| !person.is_empty() && !left.contains(person)) {
             self.0.keyspace.write(&self.0.erase_person, (person, conversation)).await?;
         }
         Ok(())

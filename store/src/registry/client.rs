@@ -290,7 +290,13 @@ impl Client {
     /// [`RegistryError`].
     pub async fn set_level(&self, subject: &str, level: &str) -> Result<(), RegistryError> {
         let body = json!({ "compatibility": level });
-        match self.ask(Method::PUT, &format!("/config/{subject}"), Some(&body)).await? {
+        let path = format!("/config/{subject}");
+        let answer = match self.ask(Method::PUT, &path, Some(&body)).await {
+            // Somebody else gives the subject its first level at this moment (seen on Apicurio Registry 3.3).
+            Err(RegistryError::Refused { status: 409, .. }) => self.ask(Method::PUT, &path, Some(&body)).await,
+            answer => answer,
+        };
+        match answer? {
             Some(_) => Ok(()),
             None => Err(self.foreign(format!("it has no /config/{subject}"))),
         }

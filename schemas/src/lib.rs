@@ -1,7 +1,8 @@
 //! What travels through Undertone: turns and their parts, rejects, redrives, replies, deliveries and feedback as Avro in the
 //! Confluent wire format, the topics they travel on, and the headers beside them.
 //!
-//! This crate does no I/O and reads no clock, and draws nothing at random but keys and nonces ([`seal`]); it is the one place that names `apache-avro`.
+//! This crate does no I/O and reads no clock, and draws nothing at random but keys and nonces ([`seal`]); it is the one place
+//! that names `apache-avro`.
 
 #![warn(clippy::unwrap_used)]
 

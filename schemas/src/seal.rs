@@ -8,7 +8,8 @@
 //! so it comes nowhere near the 2^32 values that the standard allows. The key's id is bound to what it sealed.
 //!
 //! Layout of the field: nonce (12 bytes), ciphertext with its tag (16), length of these in 4 bytes (big endian), id of the
-//! key (16), and 8 bytes that say `UTsealed`. It is the last field of the last version of the schema, so it is found from the end of the value.
+//! key (16), and 8 bytes that say `UTsealed`. It is the last field of the last version of the schema, so it is found from the
+//! end of the value.
 //!
 //! Left out: where keys are kept and destroyed (`store::keys`).
 
@@ -26,6 +27,8 @@ const NONCE_BYTES: usize = 12;
 const LENGTH_BYTES: usize = 4;
 const ID_BYTES: usize = 16;
 const TRAILER_BYTES: usize = LENGTH_BYTES + ID_BYTES + MAGIC.len();
+/// How much longer than a value what stands in the field is, in bytes; 16 are the cipher's tag.
+pub const SEAL_BYTES: usize = NONCE_BYTES + 16 + TRAILER_BYTES;
 
 /// What opens and seals values.
 #[derive(Clone, PartialEq, Eq)]
@@ -139,6 +142,3 @@ impl Turn {
         Turn { sealed: Some(key.seal(value)), ..self.forgotten() }
     }
 }
-
-/// How much longer than a value what stands in the field is, in bytes.
-pub const SEAL_BYTES: usize = NONCE_BYTES + 16 + TRAILER_BYTES;

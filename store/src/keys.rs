@@ -245,6 +245,34 @@ impl Lately {
 impl Ring for Lately {
     fn find(&self, id: Uuid) -> Held {
         let halves = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        halves.young.get(&id).or_else(|| halves.old.get(&id)).cloned().unwrap_or(Held::Unknown)
+        // Where nothing new is learnt the halves stay, and are not believed for longer all the same.
+        let age = halves.begun.elapsed();
+        let young = halves.young.get(&id).filter(|_| age < 2 * HELD_FOR);
+        young.or_else(|| halves.old.get(&id).filter(|_| age < HELD_FOR)).cloned().unwrap_or(Held::Unknown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_learnt_is_believed_for_a_minute_at_most_and_half_of_that_at_least() {
+        let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let lately = Lately::default();
+        let age = |by: Duration| {
+            let mut halves = lately.0.write().unwrap();
+            halves.begun = halves.begun.checked_sub(by).unwrap();
+        };
+        lately.put(one, Held::Destroyed);
+        age(HELD_FOR);
+        assert_eq!(lately.find(one), Held::Destroyed);
+        lately.put(other, Held::Absent);
+        assert_eq!((lately.find(one), lately.find(other)), (Held::Destroyed, Held::Absent));
+        age(HELD_FOR);
+        assert_eq!((lately.find(one), lately.find(other)), (Held::Unknown, Held::Absent));
+        // Nothing else is learnt.
+        age(HELD_FOR);
+        assert_eq!(lately.find(other), Held::Unknown);
     }
 }

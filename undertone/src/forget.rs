@@ -84,13 +84,11 @@ impl Forgetting {
         let marks = found.conversations.iter().map(|conversation| mark(codec, conversation, id, now));
         let marked = append(&producer, marks.collect()).await?;
         let came_through = self.wait(last_of_each_partition(&found.conversations, &marked), id).await;
-        // What was under way then, in conversations of which nothing was known, has been kept since.
-        tokio::time::sleep(writer::LOOK_FOR_ERASURES_EVERY).await;
         let turns = turns + self.erase_late(what, &found).await.context("erase in the history")?;
         // Once more behind what was under way: who goes over the log for it goes over that as well.
         let again = append(&producer, list()).await?;
         let gone_over = self.gone_over(&again).await?.map(|gone_over| gone_over && came_through);
-        let destroyed = self.destroy(&retired).await.context("destroy keys: ask again")?;
+        let destroyed = self.destroy(retired.as_deref()).await.context("destroy keys: ask again")?;
         let rejects_tell = gone_over == Some(true) && self.rejects_tell(what).await.context("look at the rejects")?;
         let places = self.places(now, came_through, gone_over, rejects_tell, destroyed).await?;
         let conversations = found.conversations.into_iter().collect();
@@ -158,19 +156,20 @@ impl Forgetting {
     }
 
     /// Retires the keys of what is forgotten whole, and waits until nothing is sealed by them any more: the erasure covers
-    /// what they sealed, and no more. Returns the time of the erasure, and the keys by conversation.
+    /// what they sealed, and no more. Returns the time of the erasure, and the keys by conversation: none are left of who was
+    /// forgotten before; `None` where keys have no part in it.
     async fn retire(
         &self,
         what: Forget<'_>,
         found: &mut Found,
         now: i64,
-    ) -> anyhow::Result<(i64, Vec<(String, Vec<Uuid>)>)> {
+    ) -> anyhow::Result<(i64, Option<Vec<(String, Vec<Uuid>)>>)> {
         let person = match what {
-            Forget::Memory { .. } | Forget::Room { .. } => return Ok((now, Vec::new())),
+            Forget::Memory { .. } | Forget::Room { .. } => return Ok((now, None)),
             Forget::Conversation(_) => None,
             Forget::Person(person) => Some(person),
         };
-        let Some(keys) = self.registry.keys() else { return Ok((now, Vec::new())) };
+        let Some(keys) = self.registry.keys() else { return Ok((now, None)) };
         let (mut at, mut all) = (now, Vec::new());
         for conversation in &found.conversations {
             let retired = keys.retire(conversation, person, now_ms()).await?;
@@ -180,12 +179,12 @@ impl Forgetting {
         found.erasures.iter_mut().for_each(|erasure| erasure.at = at);
         let ahead = u64::try_from(at + 1 - now_ms()).unwrap_or(0);
         tokio::time::sleep(Duration::from_millis(ahead)).await;
-        Ok((at, all))
+        Ok((at, Some(all)))
     }
 
     /// Destroys them. Since when there are keys at all, if so; in milliseconds since the Unix epoch.
-    async fn destroy(&self, retired: &[(String, Vec<Uuid>)]) -> anyhow::Result<Option<i64>> {
-        let (Some(keys), false) = (self.registry.keys(), retired.is_empty()) else { return Ok(None) };
+    async fn destroy(&self, retired: Option<&[(String, Vec<Uuid>)]>) -> anyhow::Result<Option<i64>> {
+        let (Some(keys), Some(retired)) = (self.registry.keys(), retired) else { return Ok(None) };
         for (conversation, ids) in retired {
             keys.destroy(conversation, ids).await?;
         }
@@ -205,6 +204,8 @@ impl Forgetting {
     /// Erases what of a person was kept since, in conversations that nothing was known of, as far as the erasure covers it.
     async fn erase_late(&self, what: Forget<'_>, found: &Found) -> anyhow::Result<u64> {
         let Forget::Person(person) = what else { return Ok(0) };
+        // By then the writer of the history has seen the list.
+        tokio::time::sleep(writer::LOOK_FOR_ERASURES_EVERY).await;
         let mut erasures = Erasures::default();
         found.erasures.iter().for_each(|erasure| erasures.add(erasure.clone()));
         let is_covered = |row: &Row| {
